@@ -1,0 +1,302 @@
+"""Any user's segmentation network, seen as the paper sees it: a classifier g after a feature extractor f.
+
+The network itself is never rewritten. `Segmenter` wraps it, feeds it images the way it was trained to see them
+(`Preprocess`), takes the logits out of whatever it returns, and knows which parameters are g (`find_classifier`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from das3.errors import ModelError
+
+__all__ = ["Preprocess", "Segmenter", "find_classifier", "find_divisor", "main_logits"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How the network expects its input, applied to RGB images in [0, 1].
+
+    Attributes:
+        mean: subtracted per channel, in the units of `value_range` and in the order of `channels`.
+        std: divides per channel, likewise.
+        value_range: largest pixel value before mean and std, 1 or 255.
+        channels: "rgb", or "bgr" as Caffe-trained networks expect.
+        size: size that images are resized to before the network: None keeps theirs, an int is the length of the
+            shorter side in pixels, (height, width) is exact.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    value_range: float = 1.0
+    channels: Literal["rgb", "bgr"] = "rgb"
+    size: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ModelError(f"preprocessing needs 3 means and 3 positive stds, got mean={self.mean}, std={self.std}")
+        if self.channels not in ("rgb", "bgr"):
+            raise ModelError(f"channel order must be 'rgb' or 'bgr', got {self.channels!r}")
+        if self.value_range <= 0:
+            raise ModelError(f"value range must be positive (1 or 255), got {self.value_range}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn B×3×H×W RGB images in [0, 1] into the network's input of the same shape."""
+        if self.channels == "bgr":
+            images = images.flip(1)
+        mean = images.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = images.new_tensor(self.std).view(1, 3, 1, 1)
+        return (images * self.value_range - mean) / std
+
+
+def main_logits(output: Any, key: str | int | None = None) -> Tensor:
+    """Take the main B×C×h×w logits out of whatever a network returns.
+
+    Args:
+        output: a tensor, a mapping (`out`, `logits`), an object with such an attribute, or a tuple with auxiliary heads.
+        key: which entry is the main one, where the network's convention is not the usual one.
+
+    Raises:
+        ModelError: if no 4-dimensional floating tensor is found there.
+    """
+    found = output
+    if isinstance(output, Mapping):
+        names = [key] if key is not None else [n for n in ("out", "logits") if n in output] or list(output)
+        found = output.get(names[0]) if names else None
+    elif isinstance(output, Sequence):
+        found = output[int(key or 0)] if len(output) > int(key or 0) else None
+    elif not isinstance(output, Tensor):
+        names = [str(key)] if key is not None else ["logits", "out"]
+        found = next((getattr(output, n) for n in names if hasattr(output, n)), None)
+    if not isinstance(found, Tensor) or found.ndim != 4 or not found.is_floating_point():
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(
+            f"the network returned {type(output).__name__} in which no B×C×h×w logits were found (got {what}); "
+            "name the entry that holds them with --output-key"
+        )
+    return found
+
+
+# Autograd nodes that only reshape or cast a weight on its way into the operation that uses it.
+_PASS_THROUGH = ("TBackward", "TransposeBackward", "PermuteBackward", "ViewBackward", "ToCopyBackward", "UnsafeView")
+
+
+def _weight_behind(node: Any) -> Tensor | None:
+    while node is not None:
+        if hasattr(node, "variable"):
+            return node.variable  # type: ignore[no-any-return]
+        if not node.name().startswith(_PASS_THROUGH) or len(node.next_functions) != 1:
+            return None
+        node = node.next_functions[0][0]
+    return None
+
+
+def _last_parameters(logits: Tensor) -> list[Tensor]:
+    """Walk the graph back from the logits; stop each path at the first operation that uses parameters."""
+    found: dict[int, Tensor] = {}
+    stack, seen = [logits.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        inputs = [n for n, _ in node.next_functions]
+        weights = [w for w in map(_weight_behind, inputs) if w is not None]
+        if weights:
+            found.update((id(w), w) for w in weights)
+        else:
+            stack.extend(inputs)
+    return list(found.values())
+
+
+def find_classifier(model: nn.Module, example: Tensor, output_key: str | int | None = None) -> tuple[str, ...]:
+    """Find g: the last layers that produce the logits, by walking the autograd graph back from the output.
+
+    This follows what the network computes, not how its author named it, so auxiliary heads are left out and several
+    layers whose outputs are summed (DeepLabV2's four branches, LR-ASPP's two) are all found.
+
+    Args:
+        model: any network, called on `example`.
+        example: 1×3×H×W network input.
+        output_key: see `main_logits`.
+
+    Returns:
+        Module names in the order of `named_modules`, e.g. ("decode_head.classifier",).
+
+    Raises:
+        ModelError: if the last layers with parameters do not each produce the C logits (a learned temperature, a
+            mask-classification head, …): which layer is g is then for the user to say.
+    """
+    required = {p: p.requires_grad for p in model.parameters()}
+    was_training = model.training
+    try:
+        model.eval().requires_grad_(True)
+        with torch.enable_grad():
+            logits = main_logits(model(example), output_key)
+        last = {id(p) for p in _last_parameters(logits)}
+    finally:
+        for p, needed in required.items():
+            p.requires_grad_(needed)
+        model.train(was_training)
+    channels = logits.shape[1]
+    owners = {
+        name: module
+        for name, module in model.named_modules()
+        if any(id(p) in last for p in module.parameters(recurse=False))
+    }
+    wrong = {n: m for n, m in owners.items() if _out_channels(m) != channels}
+    if not owners or wrong:
+        layers = ", ".join(f"{n or '(root)'}: {type(m).__name__}" for n, m in wrong.items()) or "no layer at all"
+        raise ModelError(
+            f"can't tell which layer is the classifier: the network returns {channels} channels, but the last layers "
+            f"with parameters are {layers}; name it with --classifier, one of: {_candidates(model, channels)}"
+        )
+    return tuple(owners)
+
+
+def _out_channels(module: nn.Module) -> int | None:
+    for attribute in ("out_channels", "out_features"):
+        if isinstance(getattr(module, attribute, None), int):
+            return int(getattr(module, attribute))
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.ndim >= 2 else None
+
+
+def _candidates(model: nn.Module, channels: int) -> str:
+    names = [n for n, m in model.named_modules() if n and _out_channels(m) == channels]
+    return ", ".join(names) or f"(no layer has {channels} outputs; is the number of classes right?)"
+
+
+def find_divisor(model: nn.Module, example: Tensor, output_key: str | int | None = None) -> int:
+    """Smallest of 1, 8, 16, 32, 64 such that the network takes inputs whose sides are odd multiples of it.
+
+    U-shaped networks need sides that all their strides divide; `Segmenter` pads to this and crops the logits back.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        for divisor in (1, 8, 16, 32, 64):
+            side = [max(divisor, (s // divisor - 1) * divisor) | divisor for s in example.shape[-2:]]
+            try:
+                with torch.no_grad():
+                    main_logits(model(F.interpolate(example, size=side)), output_key)
+            except (RuntimeError, ValueError, AssertionError):
+                continue
+            return divisor
+    finally:
+        model.train(was_training)
+    raise ModelError(
+        f"the network rejects every input size tried around {tuple(example.shape[-2:])}; give the one it takes with --size"
+    )
+
+
+class Segmenter(nn.Module):
+    """A segmentation network as M = g ∘ f, with one calling convention for all of them.
+
+    Attributes:
+        model: the user's network, untouched; what is saved at the end.
+        classifier: names of the modules inside `model` that are g.
+        num_classes: C of the logits that `forward` returns; a network with one sigmoid logit counts as 2.
+        sigmoid: whether the network itself has one sigmoid logit.
+        preprocess: how the network expects images.
+        class_names: names of the classes, "class 0"… where unknown.
+
+    Args:
+        model: the network.
+        classifier: names of g's modules; found by `find_classifier` when None.
+        example_size: (height, width) of the input used to look at the network.
+        align_corners: how the network's family upsamples its logits to the image.
+        divisor: sides of the input must be multiples of this; found when None.
+
+    Raises:
+        ModelError: if the classifier can't be found or a named module does not exist.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        preprocess: Preprocess | None = None,
+        classifier: Sequence[str] | str | None = None,
+        class_names: Sequence[str] | None = None,
+        output_key: str | int | None = None,
+        example_size: tuple[int, int] = (128, 128),
+        align_corners: bool = False,
+        divisor: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.preprocess = preprocess or Preprocess()
+        self.output_key = output_key
+        self.align_corners = align_corners
+        if isinstance(self.preprocess.size, tuple):
+            example_size = self.preprocess.size
+        parameter = next(model.parameters(), torch.zeros(()))
+        example = torch.rand(1, 3, *example_size, device=parameter.device, dtype=parameter.dtype)
+        if isinstance(classifier, str):
+            classifier = [classifier]
+        self.classifier = tuple(classifier) if classifier else find_classifier(model, example, output_key)
+        modules = dict(model.named_modules())
+        for name in self.classifier:
+            if name not in modules or next(modules[name].parameters(), None) is None:
+                raise ModelError(f"--classifier {name}: the network has no layer with weights of that name")
+        self.divisor = divisor or find_divisor(model, example, output_key)
+        channels = self._probe(example)
+        self.sigmoid = channels == 1
+        self.num_classes = max(2, channels)
+        self.class_names = tuple(class_names or (f"class {c}" for c in range(self.num_classes)))
+        if len(self.class_names) != self.num_classes:
+            raise ModelError(
+                f"the network predicts {self.num_classes} classes but {len(self.class_names)} class names were given"
+            )
+
+    def _probe(self, example: Tensor) -> int:
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            logits = main_logits(self.model(example), self.output_key)
+        self.model.train(was_training)
+        return int(logits.shape[1])
+
+    def native_logits(self, images: Tensor) -> Tensor:
+        """Logits at the network's own resolution, B×C×h×w float32, for B×3×H×W RGB images in [0, 1].
+
+        One sigmoid logit z becomes the two logits (0, z), whose softmax is (1 − σ(z), σ(z)).
+        """
+        logits = main_logits(self.model(self.preprocess(images)), self.output_key).float()
+        return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.sigmoid else logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W."""
+        height, width = images.shape[-2:]
+        bottom, right = -height % self.divisor, -width % self.divisor
+        padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+        logits = self.native_logits(padded)
+        if logits.shape[-2:] != padded.shape[-2:]:
+            logits = F.interpolate(
+                logits, size=padded.shape[-2:], mode="bilinear", align_corners=self.align_corners
+            )
+        return logits[..., :height, :width]
+
+    def classifier_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of g, in the network's order."""
+        return (p for name, p in self.model.named_parameters() if self._in_classifier(name))
+
+    def feature_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of f (and of auxiliary heads, which get no gradient), in the network's order."""
+        return (p for name, p in self.model.named_parameters() if not self._in_classifier(name))
+
+    def _in_classifier(self, parameter_name: str) -> bool:
+        return any(parameter_name.startswith(f"{module}.") for module in self.classifier)
+
+    def describe(self) -> str:
+        """One line: the network, its classes and what was taken as its classifier."""
+        total = sum(p.numel() for p in self.model.parameters())
+        kind = "1 sigmoid logit" if self.sigmoid else f"{self.num_classes} classes"
+        return f"{type(self.model).__name__}, {total / 1e6:.1f} M parameters, {kind}, classifier: {', '.join(self.classifier)}"
