@@ -1,0 +1,57 @@
+"""Checkpoints that survive kill -9: written beside, synced, then renamed into place; read without running pickled code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from das3.errors import TrainingError
+
+__all__ = ["load_checkpoint", "save_checkpoint", "write_atomically"]
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` into `path` such that at every moment the file is the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save tensors, numbers, strings and containers of them, atomically.
+
+    Raises:
+        TrainingError: if the disk does not take it; the previous checkpoint is still whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise TrainingError(f"can't write {path} ({error.strerror}); free some space, then go on with --resume") from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, onto the CPU.
+
+    Raises:
+        TrainingError: if the file is not such a checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path} is not a checkpoint of das3; delete the run folder and start again") from error
+    return dict(state)

@@ -1,0 +1,144 @@
+"""Training samples as a pure function of (seed, number): crop, scale, flip and colour, image and label maps together.
+
+Sample n does not depend on what was drawn before it, so a resumed run, another number of workers or of processes sees
+exactly the same samples, and no sampler state has to be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import kornia
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["Sample", "Samples", "View", "auto_crop"]
+
+Sample = dict[str, Tensor]
+"""image: 3×H×W float32 RGB in [0, 1]; valid: H×W bool, false on padding; any label maps: …×H×W uint8."""
+
+Maps = Callable[[int], Mapping[str, NDArray[np.uint8]]]
+"""Label maps of image i, each …×H×W uint8 of the image's size."""
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class View:
+    """How a training sample is cut out of an image.
+
+    Attributes:
+        crop: (height, width) of every sample.
+        scale: range of the random zoom.
+        flip: mirror half of the samples.
+        color: strength of the random brightness, contrast, saturation and hue changes; 0 for none.
+        blur: probability of a random Gaussian blur.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = True
+    color: float = 0.0
+    blur: float = 0.0
+
+    def __call__(
+        self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.uint8]], rng: np.random.Generator
+    ) -> Sample:
+        """Cut a random sample; label maps are never interpolated, and padding gets 255 (0 where bits are packed)."""
+        zoom = rng.uniform(*self.scale)
+        window = [max(1, round(c / zoom)) for c in self.crop]
+        corner = [int(rng.integers(max(0, size - w) + 1)) for size, w in zip(image.shape[:2], window, strict=True)]
+        mirrored = self.flip and rng.random() < 0.5
+        area = (..., *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))
+
+        pixels = torch.from_numpy(image[area[1:]].transpose(2, 0, 1).astype(np.float32)).div_(255)
+        sample = {"image": _resize(pixels, window, self.crop, "bilinear", 0)}
+        everywhere = torch.ones(pixels.shape[-2:], dtype=torch.uint8)
+        sample["valid"] = _resize(everywhere, window, self.crop, "nearest-exact", 0).bool()
+        for name, values in maps.items():
+            cut = torch.from_numpy(np.array(values[area]))
+            sample[name] = _resize(cut, window, self.crop, "nearest-exact", IGNORE if cut.ndim == 2 else 0)
+        if mirrored:
+            sample = {name: value.flip(-1) for name, value in sample.items()}
+        sample["image"] = self._photometric(sample["image"], rng)
+        return sample
+
+    def _photometric(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        if self.color:
+            brightness, contrast, saturation = 1 + self.color * rng.uniform(-1, 1, 3)
+            image = image * max(brightness, 0.0)
+            grey = image.mean(dim=0, keepdim=True)
+            image = grey + (image - grey) * max(saturation, 0.0)
+            middle = image.mean()
+            image = middle + (image - middle) * max(contrast, 0.0)
+            hue = 0.3 * np.pi * self.color * rng.uniform(-1, 1)
+            image = kornia.enhance.adjust_hue(image.clamp(0, 1), hue)
+        if self.blur and rng.random() < self.blur:
+            sigma = float(rng.uniform(0.2, 1.5))
+            image = kornia.filters.gaussian_blur2d(image[None], (7, 7), (sigma, sigma))[0]
+        return image.clamp(0, 1)
+
+
+def _resize(values: Tensor, window: Sequence[int], crop: tuple[int, int], mode: str, fill: int) -> Tensor:
+    """Pad what the window found to its size, then resize to the crop."""
+    bottom, right = (w - s for w, s in zip(window, values.shape[-2:], strict=True))
+    values = F.pad(values, (0, right, 0, bottom), value=fill) if bottom or right else values
+    if values.shape[-2:] == crop:
+        return values
+    lead = values.shape[:-2]
+    flat = values.reshape(1, -1, *values.shape[-2:])
+    return F.interpolate(flat, size=crop, mode=mode).reshape(*lead, *crop)
+
+
+class Samples(Dataset[Sample]):
+    """Sample n: an image drawn without repetition within an epoch, its maps, one random view of both.
+
+    Args:
+        images: what to draw from; H×W×3 uint8 arrays.
+        view: how to cut.
+        seed: everything random depends on this and n alone.
+        maps: label maps of image i, or None.
+        order: indices of the images that are drawn; None for all.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        view: View,
+        *,
+        seed: Sequence[int],
+        maps: Maps | None = None,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.images, self.view, self.maps = images, view, maps
+        self.seed = tuple(seed)
+        self.order = np.asarray(order if order is not None else range(len(images)))
+
+    def pick(self, n: int, salt: int = 0) -> int:
+        """Index of the image that sample n shows: a fresh permutation for every epoch."""
+        epoch, position = divmod(n, len(self.order))
+        return int(self.order[np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))[position]])
+
+    def cut(self, index: int, rng: np.random.Generator) -> Sample:
+        """One random view of image `index` and its maps."""
+        return self.view(self.images[index], self.maps(index) if self.maps else {}, rng)
+
+    def rng(self, n: int) -> np.random.Generator:
+        """The source of randomness of sample n."""
+        return np.random.default_rng([*self.seed, 0, 0, n])
+
+    def __getitem__(self, n: int) -> Sample:
+        """Sample number n ≥ 0; there is no last one."""
+        return self.cut(self.pick(n), self.rng(n))
+
+
+def auto_crop(sizes: Sequence[tuple[int, int]], largest: int = 512) -> tuple[int, int]:
+    """A crop for images of these (height, width): their median, at most `largest`, in multiples of 32 where it can be."""
+    median = np.median(np.asarray(sizes), axis=0)
+    height, width = (int(min(m, largest)) for m in median)
+    return tuple(max(s // 32 * 32, min(s, 32)) for s in (height, width))  # type: ignore[return-value]

@@ -1,0 +1,71 @@
+"""Pseudo labels on disk, one small compressed file per image, written atomically."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LabelStore"]
+
+
+class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
+    """Named arrays per image. Labels compress about fiftyfold, so thousands fit in memory as they are on disk.
+
+    Args:
+        folder: where the files are; made when the first is written.
+        names: the images' names, which name the files.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = Path(folder), list(names)
+
+    def path(self, i: int) -> Path:
+        """File of image i."""
+        return self.folder / f"{self.names[i]}.npz"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, i: object) -> bool:
+        return isinstance(i, int) and self.path(i).is_file()
+
+    def write(self, i: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Store the arrays of image i; a kill leaves the file whole or not there."""
+        path = self.path(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
+        part.replace(path)
+
+    def __getitem__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:  # type: ignore[override]
+        """Arrays of image i.
+
+        Raises:
+            KeyError: if they have not been made.
+        """
+        try:
+            with np.load(self.path(i), allow_pickle=False) as file:
+                return dict(file)
+        except (FileNotFoundError, zipfile.BadZipFile) as error:
+            raise KeyError(f"no pseudo labels of {self.names[i]} in {self.folder}") from error
+
+    def maps(self, *keys: str) -> LabelMaps:
+        """The label maps of these names, as `Samples` wants them."""
+        return LabelMaps(self, keys)
+
+
+class LabelMaps:
+    """Callable i → maps, that worker processes can be sent."""
+
+    def __init__(self, store: LabelStore, keys: Sequence[str]) -> None:
+        self.store, self.keys = store, tuple(keys)
+
+    def __call__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:
+        arrays = self.store[i]
+        return {key: arrays[key] for key in self.keys}

@@ -1,0 +1,137 @@
+"""The paper's losses: pure functions of logits, each a mean over the valid pixels.
+
+All of them take logits B×C×H×W of any floating dtype and compute entropies and logarithms in float32 or better.
+`valid` is a boolean B×H×W map of the pixels that count (padding does not); a batch without any gives 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from das3.entropy import normalized_entropy
+
+__all__ = ["diversity_loss", "focal_entropy_loss", "mean_prediction", "negative_loss", "positive_loss"]
+
+
+def focal_entropy_loss(
+    logits: Tensor, *, gamma: float = 5.0, alpha: float = 1.0, valid: Tensor | None = None, detach_focus: bool = False
+) -> Tensor:
+    """Focal entropic loss: entropy minimisation in which sure pixels lead.
+
+    Args:
+        logits: B×C×H×W.
+        gamma: ≥ 0; the larger, the less unsure pixels contribute; 0 is plain entropy minimisation.
+        alpha: scale of the loss.
+        valid: boolean B×H×W, or None for all pixels.
+        detach_focus: keep (1 − H)^γ out of the graph, so that it only weighs.
+
+    Returns:
+        Scalar ≥ 0.
+
+    Source: DAS3, L_fent = (1/N) Σ_i α (1 − H_i)^γ H_i; the factor is in the graph as in the ATP release.
+    """
+    entropy = normalized_entropy(logits)
+    # Rounding can leave H a hair above 1, where a fractional power is NaN.
+    focus = (1 - entropy).clamp(min=0) ** gamma
+    return alpha * _masked_mean((focus.detach() if detach_focus else focus) * entropy, valid)
+
+
+def mean_prediction(logits: Tensor, *, a: float = 3.0, valid: Tensor | None = None) -> Tensor:
+    """Mean prediction p̄ in which sure pixels weigh more.
+
+    Args:
+        logits: B×C×H×W.
+        a: ≥ 0, steepness of the weight w_i = exp(−a H_i), through which no gradient passes.
+        valid: boolean B×H×W, or None for all pixels.
+
+    Returns:
+        C values ≥ 0 whose sum, the mean weight, is at most 1.
+
+    Source: DAS3, p̄ = Σ_i w_i p_i / N of the weighted diversity loss.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    weight = torch.exp(-a * normalized_entropy(logits.detach()))
+    probs = logits.softmax(dim=1)
+    if valid is None:
+        return torch.einsum("bhw,bchw->c", weight, probs) / weight.numel()
+    weight, probs = torch.where(valid, weight, 0), torch.where(valid.unsqueeze(1), probs, 0)
+    return torch.einsum("bhw,bchw->c", weight, probs) / valid.sum().clamp(min=1)
+
+
+def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
+    """Σ_c p̄_c log p̄_c / log C: small where the mean prediction keeps all classes alive.
+
+    Args:
+        mean: the C values of p̄, of this batch or a running estimate (see `mean_prediction`).
+        prior: C positive values q with sum 1 that p̄ is drawn to, by Σ_c p̄_c log(p̄_c / q_c) / log C; None draws it to
+            equal shares, as the paper does.
+
+    Returns:
+        Scalar; ≤ 0 without a prior.
+
+    Source: DAS3, L_wdiv; the prior is ours, for images that do not show all classes equally.
+    """
+    loss = torch.xlogy(mean, mean).sum()
+    if prior is not None:
+        loss = loss - (mean * prior.log()).sum()
+    return loss / math.log(mean.numel())
+
+
+def positive_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Cross-entropy on the pixels that have a positive pseudo label.
+
+    Args:
+        logits: B×C×H×W.
+        labels: B×H×W integer class ids, `ignore_index` where there is none.
+        ignore_index: id that does not count.
+
+    Returns:
+        Scalar ≥ 0, the mean over labelled pixels; 0 where there are none.
+
+    Source: DAS3, L_pos.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+def negative_loss(
+    logits: Tensor,
+    negatives: Tensor,
+    *,
+    valid: Tensor | None = None,
+    form: Literal["separate", "pooled"] = "separate",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Push down the classes that a pixel surely is not.
+
+    Args:
+        logits: B×C×H×W.
+        negatives: boolean B×C×H×W, true where class c is ruled out.
+        valid: boolean B×H×W, pixels that count, or None for all.
+        form: "separate" is the paper's −(1/N) Σ_i Σ_c n_ic log(1 − p_ic); "pooled" is the ATP release's
+            −(1/N) Σ_i log(1 − Σ_c n_ic p_ic).
+        eps: 1 − p is held above this inside the logarithm.
+
+    Returns:
+        Scalar ≥ 0.
+
+    Source: DAS3, L_neg.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    ruled_out = logits.softmax(dim=1) * negatives
+    if form == "pooled":
+        ruled_out = ruled_out.sum(dim=1, keepdim=True)
+    return _masked_mean(-torch.log((1 - ruled_out).clamp(min=eps)).sum(dim=1), valid)
+
+
+def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return values.mean()
+    # where(), not a product: an invalid pixel's NaN must not reach the sum.
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)

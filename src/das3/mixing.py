@@ -1,0 +1,48 @@
+"""Class mixing: paste the pixels of some classes of one image, with their labels, over another."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["class_mix", "pick_classes"]
+
+
+def pick_classes(labels: Tensor, rng: np.random.Generator, *, ignore_index: int = 255) -> Tensor:
+    """Half of the classes present (rounded up), at random.
+
+    Args:
+        labels: integer class ids of any shape.
+        rng: source of randomness.
+        ignore_index: id that is no class.
+
+    Returns:
+        The picked ids; empty where there are none.
+
+    Source: ClassMix (Olsson et al., WACV 2021), as used in DAS3's stage 3.
+    """
+    present = labels.unique()
+    present = present[present != ignore_index]
+    order = torch.from_numpy(rng.permutation(len(present)))
+    return present[order[: (len(present) + 1) // 2].to(present.device)]
+
+
+def class_mix(
+    over: dict[str, Tensor], under: dict[str, Tensor], rng: np.random.Generator, *, ignore_index: int = 255
+) -> dict[str, Tensor]:
+    """Paste random classes of the sample `over` on the sample `under`.
+
+    Args:
+        over, under: samples with a "labels" H×W map and any other maps …×H×W (image, valid, …) of equal shapes.
+        rng: source of randomness.
+        ignore_index: label id that is never pasted.
+
+    Returns:
+        A new sample: every map taken from `over` where its label is picked, from `under` elsewhere.
+
+    Source: DAS3, Mix(·, ·) of stage 3.
+    """
+    picked = pick_classes(over["labels"], rng, ignore_index=ignore_index)
+    mask = torch.isin(over["labels"], picked)
+    return {key: torch.where(mask, over[key], under[key]) for key in over}

@@ -1,0 +1,62 @@
+"""Batch normalisation under a domain shift: which statistics a network runs on decides half of the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["NormMode", "batch_norms", "reestimate", "set_norm_mode"]
+
+NormMode = Literal["batch", "target", "frozen"]
+"""How a stage runs its batch-norm layers: on each batch's statistics ("batch"), on statistics re-estimated over the
+target images before the stage and then held ("target"), or on the ones it was given ("frozen"). Layers without running
+statistics (group and layer norm) are not concerned."""
+
+
+def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    """Batch-norm layers that keep running statistics."""
+    return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
+
+
+def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
+    """Put the batch-norm layers of a network that is in train() into `mode`; call it after every train()."""
+    for norm in batch_norms(module):
+        norm.train(mode == "batch")
+
+
+@torch.no_grad()
+def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, blend: float = 1.0) -> None:
+    """Replace the batch-norm statistics by their mean over target images.
+
+    Everything but the norm layers runs as in evaluation, so dropout does not disturb the statistics.
+
+    Args:
+        segmenter: called on each batch; a network without batch norm is left alone.
+        batches: B×3×H×W images in [0, 1].
+        blend: in [0, 1]; share of the new statistics, the rest stays with the old.
+
+    Source: BN re-estimation (Li et al., AdaBN, 2016); blending after Schneider et al. (NeurIPS 2020).
+    """
+    norms = list(batch_norms(segmenter))
+    if not norms:
+        return
+    was_training = segmenter.training
+    kept = [(n, n.momentum, n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
+    segmenter.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative mean
+        norm.train()
+    for batch in batches:
+        segmenter(batch)
+    for norm, momentum, mean, var in kept:
+        norm.momentum = momentum
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.lerp_(mean, 1 - blend)
+        norm.running_var.lerp_(var, 1 - blend)
+    segmenter.train(was_training)

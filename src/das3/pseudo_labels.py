@@ -1,0 +1,113 @@
+"""Pseudo labels in both directions: what a pixel is (positive) and what it is not (negative).
+
+Pure functions of probabilities. Thresholds are per class *and per image*, so no image loses a class and nothing about
+the data set has to be held in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
+
+
+def class_thresholds(
+    confidence: Tensor, prediction: Tensor, *, share: float, num_classes: int, valid: Tensor | None = None
+) -> Tensor:
+    """λ_c of one image: the confidence that the surest `share` of the pixels predicted as c reach.
+
+    Args:
+        confidence: H×W (any shape) maximum probabilities.
+        prediction: integer class ids of the same shape.
+        share: K in (0, 1]; at least one pixel of each predicted class is kept.
+        num_classes: C.
+        valid: boolean, pixels that count; None for all.
+
+    Returns:
+        C thresholds in the dtype of `confidence`; infinity for a class that the image does not predict.
+
+    Source: DAS3, positive pseudo labels. Two sorts on the device for all classes together, no loop and no histogram.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    if valid is not None:
+        confidence, prediction = confidence[valid], prediction[valid]
+    confidence, order = confidence.flatten().sort(descending=True)
+    # uint8 keys sort several times faster than int64, and a stable sort keeps confidences descending within a class.
+    prediction = prediction.flatten()[order].to(torch.uint8 if num_classes <= 256 else torch.int64)
+    by_class = prediction.sort(stable=True).indices
+    counts = torch.bincount(prediction.long(), minlength=num_classes)
+    # The slack keeps 0.1 × 30 = 3.0000000000000004 from counting as 4 pixels.
+    kept = torch.ceil(counts.double() * share - 1e-6).long().clamp(min=1)
+    position = counts.cumsum(0) - counts + kept - 1
+    thresholds = confidence.new_full((num_classes,), torch.inf)
+    present = counts > 0
+    thresholds[present] = confidence[by_class[position[present]]]
+    return thresholds
+
+
+def positive_labels(
+    probs: Tensor, *, share: float, valid: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Class ids of the pixels that are sure enough for their class in their image.
+
+    Args:
+        probs: C×H×W probabilities of one image.
+        share: K, see `class_thresholds`. Pixels that tie with the threshold are all kept.
+        valid: boolean H×W, or None.
+        ignore_index: id of pixels without a label.
+
+    Returns:
+        H×W uint8 (int64 for more than 255 classes).
+
+    Source: DAS3, ŷ_i = argmax p_i where p_i,ŷ ≥ λ_ŷ.
+    """
+    num_classes = probs.shape[0]
+    confidence, prediction = probs.max(dim=0)
+    thresholds = class_thresholds(confidence, prediction, share=share, num_classes=num_classes, valid=valid)
+    keep = confidence >= thresholds[prediction]
+    if valid is not None:
+        keep &= valid
+    labels = torch.where(keep, prediction, ignore_index)
+    return labels.to(torch.uint8) if num_classes <= 255 else labels
+
+
+def negative_labels(probs: Tensor, *, threshold: float = 0.05, valid: Tensor | None = None) -> Tensor:
+    """Classes that a pixel surely is not: n_c = 1 where p_c < threshold.
+
+    The most likely class is never among them, not even where so many classes share the probability that all are small.
+
+    Args:
+        probs: C×H×W probabilities of one image.
+        threshold: in (0, 1).
+        valid: boolean H×W, or None; no class is ruled out elsewhere.
+
+    Returns:
+        Boolean C×H×W.
+
+    Source: DAS3, negative pseudo labels.
+    """
+    negatives = probs < threshold
+    negatives.scatter_(0, probs.argmax(dim=0, keepdim=True), False)
+    return negatives if valid is None else negatives & valid
+
+
+def pack_negatives(negatives: Tensor) -> Tensor:
+    """Boolean C×H×W as bits: uint8 ⌈C/8⌉×H×W, an eighth of the memory. Bit c % 8 of plane c // 8 is class c."""
+    num_classes, height, width = negatives.shape
+    planes = -(-num_classes // 8)
+    padded = negatives.new_zeros((planes * 8, height, width))
+    padded[:num_classes] = negatives
+    bits = padded.view(planes, 8, height, width).to(torch.uint8)
+    return (bits << _shifts(bits)).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_negatives(planes: Tensor, num_classes: int) -> Tensor:
+    """Inverse of `pack_negatives`: uint8 …×P×H×W to boolean …×C×H×W."""
+    bits = (planes.unsqueeze(-3) >> _shifts(planes)) & 1
+    return bits.flatten(-4, -3)[..., :num_classes, :, :].bool()
+
+
+def _shifts(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device).view(8, 1, 1)

@@ -1,0 +1,239 @@
+"""A run folder: what is in it, how it is begun and taken up again, and the stages' way through it.
+
+    RUN/recipe.yaml      the resolved recipe
+    RUN/metrics.jsonl    losses every few steps          RUN/tensorboard/  the same
+    RUN/checkpoints/     last.pt, and the weights after each stage
+    RUN/work/            pseudo labels
+    RUN/model/           the model, in the format it came in
+    RUN/summary.json     what came out
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning_fabric import Fabric
+from torch.utils.tensorboard import SummaryWriter
+
+from das3 import __version__
+from das3.bench import Bench
+from das3.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from das3.data.images import Images
+from das3.data.samples import auto_crop
+from das3.engine import Record, StepState, train
+from das3.errors import RecipeError
+from das3.label_store import LabelStore
+from das3.norms import reestimate
+from das3.progress import Display
+from das3.recipe import Recipe
+from das3.segmenter import Segmenter
+from das3.stages import Stage
+
+__all__ = ["Phase", "Run", "phases_of", "run_phases"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training: a stage, or one round of it."""
+
+    name: str
+    make: Callable[[], Stage[Any]]
+
+
+class Run:
+    """The files of one run.
+
+    Args:
+        folder: of the run.
+        recipe: what is run.
+        resume: go on where the run in this folder stopped.
+
+    Raises:
+        RecipeError: if the folder holds a run and `resume` is not given, or that run has another recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        saved = self.folder / "recipe.yaml"
+        if saved.exists():
+            if not resume:
+                raise RecipeError(f"{folder} already holds a run; go on with --resume, or choose another --out")
+            _same_recipe(saved, recipe)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise RecipeError(f"{folder} is not empty and holds no das3 run; choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(saved, recipe.to_yaml().encode())
+        self.recipe = recipe
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    def last(self) -> dict[str, Any]:
+        """The state to go on from; that of a fresh run if there is no checkpoint."""
+        path = self.checkpoints / "last.pt"
+        return load_checkpoint(path) if path.exists() else {"phase": 0, "step": 0, "rows": [], "seconds": 0.0}
+
+    def write_summary(self, rows: Sequence[dict[str, Any]], *, gap_closed: float | None = None) -> dict[str, Any]:
+        """Write summary.json and return what it says."""
+        summary = {
+            "stages": [{key: row[key] for key in ("name", "miou", "per_class_iou", "seconds")} for row in rows],
+            "gap_closed": gap_closed,
+            "seed": self.recipe.seed,
+            "das3": __version__,
+        }
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
+        return summary
+
+
+def _same_recipe(saved: Path, recipe: Recipe) -> None:
+    """A run goes on with the recipe it began with; where it lies and how it is watched may change."""
+    before, now = yaml.safe_load(saved.read_text()), recipe.to_dict()
+    free = {"out", "device", "workers", "log_every", "checkpoint_every", "cache_gib"}
+    for key in sorted((before.keys() | now.keys()) - free):
+        if before.get(key) != now.get(key):
+            raise RecipeError(
+                f"{saved.parent} was begun with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                "resume with the same options, or choose another --out"
+            )
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard; lines of steps that a resumed run does again are dropped."""
+
+    def __init__(self, folder: Path, phase: int, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if _is_before(line, phase, step)]
+            write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+        self.board = SummaryWriter(str(folder / "tensorboard"))
+
+    def add(self, phase: int, stage: str, record: Record, seconds: float) -> None:
+        line = {"stage": stage, "phase": phase, **asdict(record), "seconds": round(seconds, 3)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in {**record.losses, "lr": record.lr}.items():
+            self.board.add_scalar(f"{stage}/{name}", value, record.step)
+
+
+def _is_before(line: str, phase: int, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:  # the last line of a killed run
+        return False
+    return bool((entry["phase"], entry["step"]) <= (phase, step))
+
+
+@dataclass
+class Outcome:
+    """What the phases leave behind."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pseudo_labels: LabelStore | None = None
+
+
+def phases_of(recipe: Recipe) -> list[Phase]:
+    """The recipe's stages in order; a stage of several rounds is run that often."""
+    from das3.stages import find_stage
+
+    phases: list[Phase] = []
+    for stage in recipe.stages:
+        options, kind = recipe.options_of(stage), find_stage(stage)
+        for round_ in range(getattr(options, "rounds", 1)):
+            taken = {p.name for p in phases}
+            name, count = stage, 1 + round_
+            while name in taken or (round_ and name == stage):
+                name = f"{stage}-{max(2, count)}"
+                count += 1
+            phases.append(Phase(name, lambda kind=kind, options=options: kind(options)))  # type: ignore[misc]
+    return phases
+
+
+def run_phases(
+    run: Run,
+    fabric: Fabric,
+    segmenter: Segmenter,
+    images: Images,
+    phases: Sequence[Phase],
+    *,
+    measure: Callable[[Segmenter], dict[str, Any]],
+    display: Display,
+) -> Outcome:
+    """Train `segmenter` in place through all phases, from where the run stands.
+
+    Args:
+        run: the run folder.
+        fabric: device, precision and processes.
+        segmenter: the model as it came in.
+        images: target images, already at their training size.
+        phases: in order.
+        measure: called before the first and after each phase; returns {"miou", "per_class_iou"}, None where unknown.
+        display: what a person sees.
+
+    Returns:
+        A row per phase, the first being "source".
+    """
+    recipe, state = run.recipe, run.last()
+    segmenter.to(fabric.device)
+    outcome = Outcome(rows=list(state["rows"]))
+    if state["phase"] > 0:
+        segmenter.load_state_dict(load_checkpoint(_end_of(run, state["phase"] - 1, phases))["segmenter"])
+    if not outcome.rows:
+        outcome.rows.append(_row("source", 0.0, measure(segmenter), display))
+    log = _Log(run.folder, state["phase"], state["step"])
+    crop = recipe.crop or auto_crop(images.sizes())
+    for number, phase in enumerate(phases):
+        if number < state["phase"]:
+            continue
+        began = time.perf_counter() - (state["seconds"] if number == state["phase"] else 0.0)
+        seed = (recipe.seed, number)
+        folder = run.folder / "work" / f"{number}-{phase.name}"
+        bench = Bench(
+            fabric, segmenter, images, folder, seed, crop, recipe.batch_size // fabric.world_size, display.track
+        )
+        stage = phase.make()
+        if stage.options.norm == "target":
+            reestimate(segmenter, bench.batches())
+        samples = stage.prepare(bench)
+        outcome.pseudo_labels = stage.pseudo_labels or outcome.pseudo_labels
+        start = None
+        if number == state["phase"] and state["step"]:
+            segmenter.load_state_dict(state["segmenter"])
+            start = StepState(state["step"], state["optimizer"], state["stage"])
+
+        def report(record: Record, number: int = number, name: str = phase.name, began: float = began) -> None:
+            log.add(number, name, record, time.perf_counter() - began)
+            display.step(name, record)
+
+        def save(step: StepState, number: int = number, began: float = began) -> None:
+            done = {"phase": number, "rows": outcome.rows, "seconds": time.perf_counter() - began}
+            weights = {"segmenter": segmenter.state_dict()}
+            save_checkpoint(run.checkpoints / "last.pt", {**done, **weights, **_fields(step)})
+
+        train(fabric, segmenter, stage, samples, recipe, seed=seed, start=start, report=report, save=save)
+        outcome.rows.append(_row(phase.name, time.perf_counter() - began, measure(segmenter), display))
+        save_checkpoint(_end_of(run, number, phases), {"segmenter": segmenter.state_dict()})
+        done = {"phase": number + 1, "step": 0, "rows": outcome.rows, "seconds": 0.0}
+        save_checkpoint(run.checkpoints / "last.pt", done)
+    return outcome
+
+
+def _fields(state: StepState) -> dict[str, Any]:
+    return {"step": state.step, "optimizer": state.optimizer, "stage": state.stage}
+
+
+def _end_of(run: Run, number: int, phases: Sequence[Phase]) -> Path:
+    return run.checkpoints / f"{number}-{phases[number].name}.pt"
+
+
+def _row(name: str, seconds: float, measured: dict[str, Any], display: Display) -> dict[str, Any]:
+    miou = measured["miou"]
+    display.say(f"{name:<12}" + (f" mIoU {100 * miou:5.1f}" if miou is not None else " done") + f"   {seconds:7.1f} s")
+    return {"name": name, "seconds": round(seconds, 3), **measured}

@@ -1,0 +1,86 @@
+"""Stage 1, implicit feature alignment: the classifier is frozen and target features come to where it expects them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from das3.bench import Bench
+from das3.data.samples import Sample, Samples
+from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
+from das3.segmenter import Segmenter
+from das3.stages.base import Stage, StageOptions
+
+__all__ = ["Align"]
+
+
+@dataclass(frozen=True)
+class AlignOptions(StageOptions):
+    """Options of stage 1.
+
+    Attributes:
+        alpha: scale of the focal entropic loss.
+        gamma: its focus: the larger, the less unsure pixels contribute.
+        detach_focus: keep the factor (1 − H)^γ out of the gradient.
+        diversity: weight of the diversity loss.
+        a: steepness of the diversity loss's pixel weights exp(−a H).
+        memory: share of the running mean prediction in the diversity loss's p̄; 0 uses each batch alone, which pushes
+            every batch to show all classes equally.
+    """
+
+    alpha: float = 1.0
+    gamma: float = 5.0
+    detach_focus: bool = False
+    diversity: float = 0.1
+    a: float = 3.0
+    memory: float = 0.0
+
+    def checks(self) -> dict[str, bool]:
+        """Ranges of this stage's own options."""
+        return {
+            "alpha": self.alpha >= 0,
+            "gamma": self.gamma >= 0,
+            "diversity": self.diversity >= 0,
+            "a": self.a >= 0,
+            "memory": 0 <= self.memory < 1,
+        }
+
+
+class Align(Stage[AlignOptions]):
+    """L_1 = L_fent + λ_div L_wdiv on f alone. Source: DAS3, stage 1."""
+
+    name = "align"
+    Options = AlignOptions
+    running: Tensor
+
+    def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
+        """f alone: g stays bit-equal."""
+        return segmenter.feature_parameters()
+
+    def prepare(self, bench: Bench) -> Samples:
+        """Nothing offline but room for the running mean prediction."""
+        self.register_buffer("running", torch.zeros(bench.segmenter.num_classes, device=bench.fabric.device))
+        return bench.samples(self.options)
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """Focal entropy of every pixel and diversity of the (running) mean prediction."""
+        options = self.options
+        logits = segmenter(batch["image"])
+        mean = mean_prediction(logits, a=options.a, valid=batch["valid"])
+        if options.memory:
+            past = self.running if self.running.any() else mean.detach()
+            mean = options.memory * past + (1 - options.memory) * mean
+            self.running.copy_(mean.detach())
+        return {
+            "focal_entropy": focal_entropy_loss(
+                logits,
+                gamma=options.gamma,
+                alpha=options.alpha,
+                valid=batch["valid"],
+                detach_focus=options.detach_focus,
+            ),
+            "diversity": options.diversity * diversity_loss(mean),
+        }

@@ -1,0 +1,120 @@
+"""What a stage is: everything a method has to say, and nothing that the engine can do for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from das3.bench import Bench
+from das3.data.samples import Sample, Samples
+from das3.errors import RecipeError
+from das3.norms import NormMode
+from das3.segmenter import Segmenter
+
+__all__ = ["Stage", "StageOptions"]
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Options that every stage has.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: learning rate at the end of the warm-up.
+        head_lr_factor: the classifier's learning rate is this times `lr`.
+        norm: statistics that batch-norm layers run on: each batch's ("batch"), re-estimated on the target images before
+            the stage and then held ("target"), or those the model came with ("frozen").
+        scale: smallest and largest random zoom.
+        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
+        blur: probability of a random Gaussian blur.
+    """
+
+    steps: int = 300
+    lr: float = 1e-3
+    head_lr_factor: float = 1.0
+    norm: NormMode = "batch"
+    scale: tuple[float, float] = (0.75, 1.5)
+    color: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "steps": self.steps >= 0,
+            "lr": self.lr > 0,
+            "head_lr_factor": self.head_lr_factor >= 0,
+            "norm": self.norm in ("batch", "target", "frozen"),
+            "scale": len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
+            "color": self.color >= 0,
+            "blur": 0 <= self.blur <= 1,
+            **self.checks(),
+        }
+        for name, ok in checks.items():
+            if not ok:
+                raise RecipeError(f"{name}={getattr(self, name)!r} is out of range; see `das3 adapt --help`")
+
+    def checks(self) -> dict[str, bool]:
+        """A stage's own fields → whether the value can be used."""
+        return {}
+
+
+Options = TypeVar("Options", bound=StageOptions)
+
+
+class Stage(nn.Module, ABC, Generic[Options]):
+    """One method, or one step of a method: what it prepares, what it trains, its loss.
+
+    A stage is a module so that whatever it carries from step to step (a running estimate, a teacher) is a buffer or a
+    submodule and is saved and resumed with the run.
+
+    Attributes:
+        name: as in a recipe's `stages`.
+        Options: dataclass of its options, each with its default.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[StageOptions]] = StageOptions
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.options = options
+
+    def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
+        """Parameters that the stage trains; all others are frozen."""
+        return segmenter.model.parameters()
+
+    def prepare(self, bench: Bench) -> Samples:
+        """Do the stage's offline part with the model as it comes in, and say what the training samples are."""
+        return bench.samples(self.options)
+
+    @abstractmethod
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """The weighted terms, scalars whose sum is minimised, for one batch of samples (see `Samples`).
+
+        `segmenter` is called as a function; under mixed precision and several processes it is wrapped.
+        """
+
+    def after_step(self, segmenter: Segmenter) -> None:
+        """Called after every optimiser step, e.g. to move a teacher."""
+
+
+def parameter_groups(
+    segmenter: Segmenter, trainable: Iterator[nn.Parameter], options: StageOptions, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Optimiser groups: the classifier with its own rate; no weight decay on biases and norm layers.
+
+    Freezes everything that is not trained.
+    """
+    chosen = {id(p) for p in trainable}
+    head = {id(p) for p in segmenter.classifier_parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in segmenter.model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+        if id(parameter) in chosen:
+            lr = options.lr * (options.head_lr_factor if id(parameter) in head else 1.0)
+            groups.setdefault((lr, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+

@@ -1,0 +1,105 @@
+"""Stage 3, information propagation: a frozen copy teaches, easy images as they are and hard ones mixed in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from das3.bench import Bench
+from das3.data.samples import Sample, Samples
+from das3.entropy import entropy_of_probs
+from das3.losses import positive_loss
+from das3.mixing import class_mix
+from das3.stages.base import Stage, StageOptions
+
+__all__ = ["Propagate", "split_by_entropy"]
+
+
+@dataclass(frozen=True)
+class PropagateOptions(StageOptions):
+    """Options of stage 3.
+
+    Attributes:
+        easy_share: share of the images, those of lowest mean entropy, that count as easy.
+        mix: class-mix hard images in pairs; without, they are shown as they are.
+        flip: label with the mean prediction of the image and its mirror image.
+        rounds: how often the teacher is replaced by the student and the stage is run again.
+    """
+
+    easy_share: float = 0.3
+    mix: bool = True
+    flip: bool = False
+    rounds: int = 1
+
+    def checks(self) -> dict[str, bool]:
+        """Ranges of this stage's own options."""
+        return {"easy_share": 0 <= self.easy_share <= 1, "rounds": self.rounds >= 1}
+
+
+def split_by_entropy(entropies: Sequence[float], easy_share: float) -> tuple[list[int], list[int]]:
+    """Indices of the easy images (lowest mean entropy) and of the hard ones, each sorted by entropy.
+
+    At least one image is easy and one hard where there are two images and 0 < easy_share < 1.
+
+    Source: DAS3, stage 3.
+    """
+    order = np.argsort(np.asarray(entropies), kind="stable").tolist()
+    easy = round(len(order) * easy_share)
+    if 0 < easy_share < 1 and len(order) > 1:
+        easy = min(max(easy, 1), len(order) - 1)
+    return order[:easy], order[easy:]
+
+
+class Propagate(Stage[PropagateOptions]):
+    """L_3 = CE(easy) + CE(mixed hard pairs) on the labels of a frozen teacher. Source: DAS3, stage 3.
+
+    The teacher's prediction of a clean image is a constant, so it is computed once and stored, not at every step.
+    """
+
+    name = "propagate"
+    Options = PropagateOptions
+
+    def prepare(self, bench: Bench) -> Samples:
+        """Label and rank every image by the model that enters, the teacher."""
+        store = bench.label_all("teacher", _teach, flip=self.options.flip)
+        entropies = [float(store[i]["entropy"]) for i in range(len(store))]
+        easy, hard = split_by_entropy(entropies, self.options.easy_share)
+        plain = bench.samples(self.options, maps=store.maps("labels"))
+        return EasyAndHard(plain, easy, hard, mix=self.options.mix)
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """Cross-entropy with the teacher's labels, the easy and the hard half each as its own mean."""
+        logits, hard = segmenter(batch["image"]), batch["hard"]
+        losses = {}
+        for name, chosen in (("easy", ~hard), ("hard", hard)):
+            if chosen.any():
+                losses[name] = positive_loss(logits[chosen], batch["labels"][chosen])
+        return losses
+
+
+def _teach(probs: Tensor) -> dict[str, Tensor]:
+    return {"labels": probs.argmax(dim=0).to(torch.uint8), "entropy": entropy_of_probs(probs[None]).mean()}
+
+
+class EasyAndHard(Samples):
+    """Samples of even number are easy images, those of odd number two hard ones mixed."""
+
+    def __init__(self, plain: Samples, easy: Sequence[int], hard: Sequence[int], *, mix: bool) -> None:
+        super().__init__(plain.images, plain.view, seed=plain.seed, maps=plain.maps)
+        self.easy = Samples(plain.images, plain.view, seed=plain.seed, maps=plain.maps, order=easy)
+        self.hard = Samples(plain.images, plain.view, seed=plain.seed, maps=plain.maps, order=hard)
+        self.mix = mix
+
+    def __getitem__(self, n: int) -> Sample:
+        """Sample number n ≥ 0."""
+        rng = self.rng(n)
+        is_hard = bool(n % 2) if len(self.easy.order) and len(self.hard.order) else bool(len(self.hard.order))
+        half = self.hard if is_hard else self.easy
+        sample = half.cut(half.pick(n // 2), rng)
+        if is_hard and self.mix:
+            sample = class_mix(half.cut(half.pick(n // 2, salt=1), rng), sample, rng)
+        return {**sample, "hard": torch.tensor(is_hard)}

@@ -1,0 +1,83 @@
+"""Stage 2, bidirectional self-training: f and g learn what the pixels are and what they surely are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from das3.bench import Bench
+from das3.data.samples import Sample, Samples
+from das3.losses import negative_loss, positive_loss
+from das3.pseudo_labels import negative_labels, pack_negatives, positive_labels, unpack_negatives
+from das3.stages.base import Stage, StageOptions
+
+__all__ = ["SelfTrain"]
+
+
+@dataclass(frozen=True)
+class SelfTrainOptions(StageOptions):
+    """Options of stage 2.
+
+    Attributes:
+        share: K, the share of each class's pixels in each image that get a positive label.
+        negative_threshold: a class below this probability is ruled out for the pixel.
+        negative: λ_neg, weight of the negative loss.
+        negative_form: "separate" sums −log(1 − p) over the ruled-out classes, "pooled" takes −log(1 − Σ p).
+        negative_where: "all" pixels, or those "unlabelled" by a positive label.
+        flip: label with the mean prediction of the image and its mirror image.
+        rounds: how often the labels are made anew and the stage is run.
+    """
+
+    share: float = 0.5
+    negative_threshold: float = 0.05
+    negative: float = 1.0
+    negative_form: Literal["separate", "pooled"] = "separate"
+    negative_where: Literal["all", "unlabelled"] = "all"
+    flip: bool = False
+    rounds: int = 1
+
+    def checks(self) -> dict[str, bool]:
+        """Ranges of this stage's own options."""
+        return {
+            "share": 0 < self.share <= 1,
+            "negative_threshold": 0 < self.negative_threshold < 1,
+            "negative": self.negative >= 0,
+            "negative_form": self.negative_form in ("separate", "pooled"),
+            "negative_where": self.negative_where in ("all", "unlabelled"),
+            "rounds": self.rounds >= 1,
+        }
+
+
+class SelfTrain(Stage[SelfTrainOptions]):
+    """L_2 = L_pos + λ_neg L_neg on labels made offline by the model that enters. Source: DAS3, stage 2."""
+
+    name = "selftrain"
+    Options = SelfTrainOptions
+
+    def prepare(self, bench: Bench) -> Samples:
+        """Label every image in both directions, once, in evaluation mode."""
+        self.num_classes = bench.segmenter.num_classes
+        store = bench.label_all("labels", self._label, flip=self.options.flip)
+        return bench.samples(self.options, maps=store.maps("labels", "negatives"))
+
+    def _label(self, probs: Tensor) -> dict[str, Tensor]:
+        negatives = negative_labels(probs, threshold=self.options.negative_threshold)
+        return {
+            "labels": positive_labels(probs, share=self.options.share),
+            "negatives": pack_negatives(negatives),
+        }
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """Cross-entropy on the positive labels, −log(1 − p) on the negative ones."""
+        logits = segmenter(batch["image"])
+        where = batch["valid"]
+        if self.options.negative_where == "unlabelled":
+            where = where & (batch["labels"] == 255)
+        negatives = unpack_negatives(batch["negatives"], self.num_classes)
+        return {
+            "positive": positive_loss(logits, batch["labels"]),
+            "negative": self.options.negative
+            * negative_loss(logits, negatives, valid=where, form=self.options.negative_form),
+        }
