@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
+from das3.label_store import LabelStore
 from das3.norms import NormMode
 from das3.segmenter import Segmenter
 
@@ -73,6 +74,7 @@ class Stage(nn.Module, ABC, Generic[Options]):
     Attributes:
         name: as in a recipe's `stages`.
         Options: dataclass of its options, each with its default.
+        pseudo_labels: what `prepare` stored, if it makes pseudo labels.
     """
 
     name: ClassVar[str]
@@ -81,6 +83,7 @@ class Stage(nn.Module, ABC, Generic[Options]):
     def __init__(self, options: Options) -> None:
         super().__init__()
         self.options = options
+        self.pseudo_labels: LabelStore | None = None
 
     def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
         """Parameters that the stage trains; all others are frozen."""

@@ -65,7 +65,7 @@ class Propagate(Stage[PropagateOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
-        store = bench.label_all("teacher", _teach, flip=self.options.flip)
+        store = self.pseudo_labels = bench.label_all("teacher", _teach, flip=self.options.flip)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
         plain = bench.samples(self.options, maps=store.maps("labels"))

@@ -59,7 +59,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """Label every image in both directions, once, in evaluation mode."""
         self.num_classes = bench.segmenter.num_classes
-        store = bench.label_all("labels", self._label, flip=self.options.flip)
+        store = self.pseudo_labels = bench.label_all("labels", self._label, flip=self.options.flip)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _label(self, probs: Tensor) -> dict[str, Tensor]:

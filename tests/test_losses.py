@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from das3.entropy import entropy_of_probs, normalized_entropy
+from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction, negative_loss, positive_loss
+
+
+def draw_logits(seed, batch=2, classes=5, height=3, width=4, spread=4.0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.normal(0, spread, (batch, classes, height, width)))
+
+
+def flat(tensor):
+    """B×C×H×W to C×N, float64."""
+    return tensor.detach().numpy().transpose(1, 0, 2, 3).reshape(tensor.shape[1], -1).astype(np.float64)
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(seeds, st.integers(2, 21))
+def test_entropy_equals_reference_and_lies_in_unit_interval(seed, classes):
+    logits = draw_logits(seed, classes=classes)
+    expected = reference.entropy(reference.softmax(flat(logits)))
+    ours = normalized_entropy(logits)
+    np.testing.assert_allclose(ours.flatten(), expected, atol=1e-12)
+    np.testing.assert_allclose(entropy_of_probs(logits.softmax(1)).flatten(), expected, atol=1e-12)
+    assert ours.min() >= 0
+    assert ours.max() <= 1 + 1e-12
+
+
+def test_entropy_of_certain_and_of_uniform_pixels():
+    logits = torch.tensor([[0.0, 500.0], [0.0, 0.0], [0.0, 0.0]]).T.reshape(1, 2, 3, 1).repeat(1, 1, 1, 1)
+    assert normalized_entropy(torch.zeros(1, 7, 1, 1)).item() == pytest.approx(1)
+    assert normalized_entropy(logits)[0, 0, 0].item() == pytest.approx(0, abs=1e-6)
+    assert entropy_of_probs(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)).item() == 0
+
+
+@given(seeds, st.floats(0, 8), st.floats(0.01, 3))
+def test_focal_entropy_equals_reference(seed, gamma, alpha):
+    logits = draw_logits(seed)
+    expected = reference.focal_entropy(reference.softmax(flat(logits)), alpha, gamma)
+    assert focal_entropy_loss(logits, gamma=gamma, alpha=alpha).item() == pytest.approx(expected, rel=1e-9)
+
+
+@given(seeds, st.floats(0, 5))
+def test_diversity_equals_reference(seed, a):
+    logits = draw_logits(seed)
+    expected = reference.mean_prediction(reference.softmax(flat(logits)), a)
+    mean = mean_prediction(logits, a=a)
+    np.testing.assert_allclose(mean, expected, rtol=1e-9)
+    assert diversity_loss(mean).item() == pytest.approx(reference.diversity(expected), rel=1e-9)
+
+
+def test_diversity_is_lowest_at_equal_shares_and_with_a_prior_at_the_prior():
+    prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    equal = torch.full((3,), 1 / 3, dtype=torch.float64)
+    assert diversity_loss(equal) < diversity_loss(prior)
+    assert diversity_loss(prior, prior).item() == pytest.approx(0, abs=1e-12)
+    assert diversity_loss(equal, prior) > 0
+
+
+@given(seeds, st.floats(0, 1))
+def test_positive_equals_reference(seed, unlabelled):
+    logits, rng = draw_logits(seed), np.random.default_rng(seed)
+    labels = np.where(rng.random((2, 3, 4)) < unlabelled, 255, rng.integers(0, 5, (2, 3, 4)))
+    expected = reference.cross_entropy(reference.softmax(flat(logits)), labels.flatten())
+    assert positive_loss(logits, torch.from_numpy(labels)).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@given(seeds, st.sampled_from(["separate", "pooled"]))
+def test_negative_equals_reference(seed, form):
+    logits = draw_logits(seed, spread=1.0)
+    negatives = logits.softmax(1) < 0.05
+    expected = reference.negative(reference.softmax(flat(logits)), flat(negatives), form)
+    assert negative_loss(logits, negatives, form=form).item() == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+def all_losses(logits, valid=None):
+    labels = torch.zeros(logits.shape[0], *logits.shape[2:], dtype=torch.long)
+    if valid is not None:
+        labels[~valid] = 255
+    negatives = torch.zeros_like(logits, dtype=torch.bool)
+    negatives[:, 1::2] = True
+    return {
+        "focal": focal_entropy_loss(logits, valid=valid),
+        "diversity": diversity_loss(mean_prediction(logits, valid=valid)),
+        "positive": positive_loss(logits, labels),
+        "negative": negative_loss(logits, negatives, valid=valid),
+        "pooled": negative_loss(logits, negatives, valid=valid, form="pooled"),
+    }
+
+
+@pytest.mark.parametrize("name", list(all_losses(draw_logits(0))))
+def test_gradients(name):
+    logits = draw_logits(1, batch=1, classes=4, height=2, width=2, spread=1.0).requires_grad_()
+    if name == "diversity":  # the weight is out of the graph on purpose: check at constant weight
+        assert torch.autograd.gradcheck(lambda z: diversity_loss(mean_prediction(z, a=0.0)), logits)
+    else:
+        assert torch.autograd.gradcheck(lambda z: all_losses(z)[name], logits)
+
+
+def test_no_gradient_through_the_diversity_weight():
+    logits = draw_logits(2).requires_grad_()
+    diversity_loss(mean_prediction(logits, a=3.0)).backward()
+    weight = torch.exp(-3.0 * normalized_entropy(logits.detach()))
+    twin = logits.detach().clone().requires_grad_()
+    diversity_loss((weight.unsqueeze(1) * twin.softmax(1)).mean(dim=(0, 2, 3))).backward()
+    torch.testing.assert_close(logits.grad, twin.grad)
+
+
+@settings(max_examples=20)
+@given(seeds)
+def test_permuting_classes_changes_nothing(seed):
+    logits = draw_logits(seed)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(5))
+    labels = torch.from_numpy(np.random.default_rng(seed).integers(0, 5, (2, 3, 4)))
+    negatives = logits.softmax(1) < 0.05
+    inverse = order.argsort()
+    shuffled = logits[:, order]
+    torch.testing.assert_close(focal_entropy_loss(shuffled), focal_entropy_loss(logits))
+    torch.testing.assert_close(mean_prediction(shuffled), mean_prediction(logits)[order])
+    torch.testing.assert_close(positive_loss(shuffled, inverse[labels]), positive_loss(logits, labels))
+    torch.testing.assert_close(negative_loss(shuffled, negatives[:, order]), negative_loss(logits, negatives))
+
+
+@pytest.mark.parametrize("rubbish", [1e4, float("nan")])
+def test_padding_changes_neither_loss_nor_gradient(rubbish):
+    logits = draw_logits(3)
+    padded = torch.full((2, 5, 5, 6), rubbish, dtype=torch.float64)
+    padded[..., :3, :4] = logits
+    valid = torch.zeros(2, 5, 6, dtype=torch.bool)
+    valid[:, :3, :4] = True
+    if rubbish != rubbish:  # NaN would pass through the network anyway; the forward value alone is asked for
+        for name in ("focal", "negative", "pooled"):
+            assert torch.isfinite(all_losses(padded, valid)[name])
+        return
+    logits.requires_grad_()
+    padded.requires_grad_()
+    for name, expected in all_losses(logits).items():
+        ours = all_losses(padded, valid)[name]
+        torch.testing.assert_close(ours, expected)
+        (wanted,) = torch.autograd.grad(expected, logits)
+        (got,) = torch.autograd.grad(ours, padded)
+        torch.testing.assert_close(got[..., :3, :4], wanted)
+        assert (got[~valid.unsqueeze(1).expand_as(got)] == 0).all()
+
+
+def test_nothing_valid_gives_zero():
+    none = torch.zeros(2, 3, 4, dtype=torch.bool)
+    assert all(loss == 0 for loss in all_losses(draw_logits(4), none).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    logits = (draw_logits(5) * 10).to(dtype)
+    for name, loss in all_losses(logits).items():
+        assert loss.dtype == torch.float32, name
+        torch.testing.assert_close(loss, all_losses(logits.float())[name])
+
+
+def test_negative_loss_is_finite_where_the_model_is_certain_of_a_ruled_out_class():
+    logits = torch.tensor([100.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    loss = negative_loss(logits, torch.tensor([True, False]).view(1, 2, 1, 1))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()

@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from das3.pseudo_labels import (
+    class_thresholds,
+    negative_labels,
+    pack_negatives,
+    positive_labels,
+    unpack_negatives,
+)
+
+
+@st.composite
+def predictions(draw, max_classes=9):
+    """Probabilities of a small image; coarse logits, so that ties are common."""
+    classes = draw(st.integers(2, max_classes))
+    shape = (classes, draw(st.integers(1, 6)), draw(st.integers(1, 6)))
+    logits = draw(hnp.arrays(np.int8, shape, elements=st.integers(-4, 4)))
+    return torch.from_numpy(logits.astype(np.float64)).softmax(0)
+
+
+shares = st.floats(0.01, 1)
+
+
+@given(predictions(), shares)
+def test_thresholds_equal_reference(probs, share):
+    confidence, prediction = probs.max(0)
+    ours = class_thresholds(confidence, prediction, share=share, num_classes=len(probs))
+    expected = reference.thresholds(confidence.flatten().tolist(), prediction.flatten().tolist(), share, len(probs))
+    np.testing.assert_array_equal(ours, expected)
+
+
+@given(predictions(), shares)
+def test_no_class_of_an_image_loses_all_its_labels(probs, share):
+    labels = positive_labels(probs, share=share)
+    kept = set(labels.unique().tolist()) - {255}
+    assert kept == set(probs.argmax(0).unique().tolist())
+
+
+@given(predictions(), shares)
+def test_labels_are_the_prediction_and_at_least_the_share_is_kept(probs, share):
+    labels, prediction = positive_labels(probs, share=share), probs.argmax(0)
+    assert ((labels == 255) | (labels == prediction)).all()
+    for c in prediction.unique():
+        assert (labels == c).sum() >= np.ceil((prediction == c).sum().item() * share - 1e-6)
+    assert (positive_labels(probs, share=1.0) == prediction).all()
+
+
+@given(predictions(), shares, st.integers(0, 2**16))
+def test_permuting_classes_permutes_the_labels(probs, share, seed):
+    # A pixel whose two best classes tie may go to either; leave such images out.
+    top = probs.sort(dim=0, descending=True).values
+    if len(probs) > 1 and (top[0] == top[1]).any():
+        return
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(probs)))
+    inverse = torch.cat([order.argsort(), torch.full((256 - len(probs),), 255)])
+    labels, shuffled = positive_labels(probs, share=share), positive_labels(probs[order], share=share)
+    assert (inverse[labels.long()] == shuffled.long()).all()
+    assert (negative_labels(probs[order]) == negative_labels(probs)[order]).all()
+
+
+@given(predictions(), shares)
+def test_padding_changes_nothing(probs, share):
+    padded = torch.full((probs.shape[0], probs.shape[1] + 2, probs.shape[2] + 1), 0.9, dtype=torch.float64)
+    padded[:, : probs.shape[1], : probs.shape[2]] = probs
+    valid = torch.zeros(padded.shape[1:], dtype=torch.bool)
+    valid[: probs.shape[1], : probs.shape[2]] = True
+    labels = positive_labels(padded, share=share, valid=valid)
+    assert (labels[valid].view(probs.shape[1:]) == positive_labels(probs, share=share)).all()
+    assert (labels[~valid] == 255).all()
+    negatives = negative_labels(padded, valid=valid)
+    assert (negatives[:, valid].view_as(probs) == negative_labels(probs)).all()
+    assert not negatives[:, ~valid].any()
+
+
+@given(predictions(), st.floats(0.001, 0.999))
+def test_negatives_never_contain_the_positive_class(probs, threshold):
+    negatives = negative_labels(probs, threshold=threshold)
+    assert not negatives.gather(0, probs.argmax(0, keepdim=True)).any()
+    assert (probs[negatives] < threshold).all()
+
+
+def test_negatives_of_the_papers_example():
+    probs = torch.tensor([0.48, 0.47, 0.02, 0.03]).view(4, 1, 1)
+    assert negative_labels(probs).flatten().tolist() == [False, False, True, True]
+
+
+def test_many_classes_that_are_all_unlikely_keep_the_likeliest():
+    probs = torch.full((100, 1, 1), 0.0099)
+    probs[42] = 0.0199
+    assert not negative_labels(probs)[42].any()
+    assert negative_labels(probs).sum() == 99
+
+
+@given(st.integers(1, 40), st.integers(0, 2**16))
+def test_packing_is_lossless(classes, seed):
+    negatives = torch.from_numpy(np.random.default_rng(seed).random((classes, 3, 5)) < 0.5)
+    planes = pack_negatives(negatives)
+    assert planes.dtype == torch.uint8
+    assert planes.shape == (-(-classes // 8), 3, 5)
+    assert (unpack_negatives(planes, classes) == negatives).all()
+    assert (unpack_negatives(torch.stack([planes, planes]), classes)[1] == negatives).all()
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.1])
+def test_share_out_of_range(share):
+    with pytest.raises(ValueError, match="share"):
+        positive_labels(torch.rand(2, 3, 3), share=share)
