@@ -19,11 +19,11 @@ from das3.evaluate import evaluate
 from das3.label_store import LabelStore
 from das3.models import load_segmenter, save_segmenter
 from das3.progress import Display
-from das3.recipe import ModelOptions, Recipe, load_recipe, recipe_from
+from das3.recipe import ModelOptions, Recipe, RunOptions, load_recipe, recipe_from
 from das3.runs import Run, phases_of, run_phases
 from das3.segmenter import Segmenter
 
-__all__ = ["Result", "adapt", "open_model"]
+__all__ = ["Result", "adapt", "check_classes", "measure_on", "open_evaluation", "open_model", "percent"]
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ def adapt(
     source = open_images(images if images is not None else _needed(settings.images, "images"))
     source.verify()
     segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model)
-    labelled = evaluation or _evaluation(settings, segmenter)
-    if labelled is not None:
-        _check_classes(labelled, segmenter)
+    labelled = check_classes(evaluation, segmenter) if evaluation else open_evaluation(settings, segmenter)
     fabric = make_fabric(settings.device, settings.precision, settings.devices)
     fabric.launch()
     folder = Path(settings.out or tempfile.mkdtemp(prefix="das3-"))
@@ -178,23 +176,30 @@ def _needed(value: str | None, option: str) -> str:
     return value
 
 
-def _evaluation(recipe: Recipe, segmenter: Segmenter) -> Labelled | None:
+def open_evaluation(recipe: RunOptions, segmenter: Segmenter) -> Labelled | None:
+    """The labelled images that the recipe names for evaluation, if it does; their classes are the segmenter's."""
     if recipe.eval_images is None:
         return None
-    return open_labelled(
+    labelled = open_labelled(
         recipe.eval_images,
         recipe.eval_labels,
         recipe.classes,
         class_map=recipe.class_map,
         num_classes=segmenter.num_classes,
     )
+    labelled.check(sample=32)
+    return check_classes(labelled, segmenter)
 
 
-def _check_classes(labelled: Labelled, segmenter: Segmenter) -> None:
+def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
+    """The labelled images, if the model predicts their classes.
+
+    Raises:
+        ModelError: if the numbers differ.
+    """
     if labelled.num_classes != segmenter.num_classes:
         raise ModelError(
             f"the model predicts {segmenter.num_classes} classes but the evaluation labels have "
             f"{labelled.num_classes}; give the matching --classes or --class-map"
         )
-
-
+    return labelled

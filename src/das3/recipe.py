@@ -5,12 +5,14 @@ The command line, the YAML file, the Python call and the docs are all made from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_type_hints
 
+import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -18,7 +20,9 @@ from das3.engine import LoopOptions
 from das3.errors import RecipeError
 from das3.stages import StageOptions, find_stage, stage_types
 
-__all__ = ["ModelOptions", "Recipe", "load_recipe", "recipe_from", "recipe_names"]
+__all__ = ["ModelOptions", "Recipe", "RunOptions", "add_options", "filled", "load_recipe", "recipe_from", "recipe_names", "recipe_path"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,29 +61,26 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Recipe(LoopOptions, ModelOptions):
-    """Everything about an adaptation run.
+class RunOptions(LoopOptions, ModelOptions):
+    """What every run that trains has, be it an adaptation or a source training.
 
     Attributes:
-        images: folder of unlabelled target images, or a .txt file that lists them.
+        images: folder of images, or a .txt file that lists them.
         out: folder of the run.
-        stages: what is run, in this order.
         crop: (height, width) of training samples; the images' median size, at most 512 pixels, when not given.
         seed: everything random depends on it.
         device: auto, cpu, cuda or mps.
         devices: how many of them.
         precision: auto, 32, bf16 or 16 (mixed).
         cache_gib: images are decoded once and kept in memory if they fit into this many GiB.
-        eval_images: images to measure mIoU on after each stage; never trained on.
+        eval_images: images to measure mIoU on; never trained on.
         eval_labels: their labels, a parallel folder.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
-        options: the stages' options by stage name, as far as they differ from their defaults.
     """
 
     images: str | None = None
     out: str | None = None
-    stages: tuple[str, ...] = ("align", "selftrain", "propagate")
     crop: tuple[int, int] | None = None
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -90,34 +91,53 @@ class Recipe(LoopOptions, ModelOptions):
     eval_labels: str | None = None
     classes: str | None = None
     class_map: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.eval_images is None) != (self.eval_labels is None):
+            raise RecipeError("--eval-images and --eval-labels go together; give both or neither")
+        if self.seed < 0:
+            raise RecipeError(f"seed can't be negative, got {self.seed}")
+        if self.crop is not None and min(self.crop) < 1:
+            raise RecipeError(f"crop must be a positive (height, width), got {self.crop}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option as plain values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def to_yaml(self) -> str:
+        """The resolved options as text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Recipe(RunOptions):
+    """Everything about an adaptation run.
+
+    Attributes:
+        stages: what is run, in this order.
+        options: the stages' options by stage name, as far as they differ from their defaults.
+    """
+
+    stages: tuple[str, ...] = ("align", "selftrain", "propagate")
     options: dict[str, StageOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.stages:
-            raise RecipeError("stages is empty; name at least one, e.g. stages=align,selftrain,propagate")
+            raise RecipeError("stages is empty; name at least one, e.g. --stages align,selftrain,propagate")
         for name in self.stages:
             find_stage(name)
-        if (self.eval_images is None) != (self.eval_labels is None):
-            raise RecipeError("eval_images and eval_labels go together; give both or neither")
-        if self.seed < 0:
-            raise RecipeError(f"seed can't be negative, got {self.seed}")
-        if self.crop is not None and min(self.crop) < 1:
-            raise RecipeError(f"crop must be a positive (height, width), got {self.crop}")
 
     def options_of(self, stage: str) -> StageOptions:
         """Options of a stage: as given, else its defaults."""
         return self.options.get(stage) or find_stage(stage).Options()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, every option of the stages that are run included; `recipe_from` reads it back."""
-        plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
-        plain |= {stage: asdict(self.options_of(stage)) for stage in dict.fromkeys(self.stages)}
-        return {key: _plain(value) for key, value in plain.items()}
-
-    def to_yaml(self) -> str:
-        """The resolved recipe as text."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        """Plain values, every option of the stages that are run included; `recipe_from` reads it back."""
+        plain = super().to_dict()
+        del plain["options"]
+        return plain | {stage: _plain(asdict(self.options_of(stage))) for stage in dict.fromkeys(self.stages)}
 
 
 def _plain(value: Any) -> Any:
@@ -126,23 +146,57 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def add_recipe_arguments(parser: ArgumentParser, *, stages: bool = True) -> None:
-    """Give a parser one option per field of the recipe and, nested under its name, of every stage."""
-    parser.add_class_arguments(Recipe, skip={"options"})
-    for name, stage in stage_types().items() if stages else ():
-        parser.add_class_arguments(stage.Options, name)
+def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Collection[str] = ()) -> None:
+    """Give a parser one option per field of a dataclass, its help taken from the docstrings of the class's bases.
+
+    A field `eval_images` becomes `--eval-images`; with the prefix "align", `lr` becomes `--align.lr`.
+    """
+    hints, helps = get_type_hints(kind), _field_docs(kind)
+    dot = f"{prefix}." if prefix else ""
+    for f in fields(kind):
+        if f.name not in skip:
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            option = f"--{dot}{f.name.replace('_', '-')}"
+            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name])
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        for entry in docstring_parser.parse(base.__doc__ or "").params:
+            docs[entry.arg_name] = " ".join((entry.description or "").split())
+    return docs
+
+
+def add_recipe_options(parser: ArgumentParser) -> None:
+    """The recipe's options, then each stage's under the stage's name."""
+    add_options(parser, Recipe, skip={"options"})
+    for name, stage in stage_types().items():
+        add_options(parser, stage.Options, name)
+
+
+def filled(kind: type[T], parsed: Namespace) -> T:
+    """An instance of a dataclass from the parsed options that `add_options` declared for it."""
+    return kind(**{f.name: _frozen(parsed[f.name]) for f in fields(kind) if f.name in parsed})  # type: ignore[arg-type]
 
 
 def recipe_of(parsed: Namespace) -> Recipe:
     """The recipe that parsed arguments say."""
-    values = {f.name: parsed[f.name] for f in fields(Recipe) if f.name != "options"}
-    values["stages"] = tuple(values["stages"])
+    values = {f.name: _frozen(parsed[f.name]) for f in fields(Recipe) if f.name != "options"}
     options = {}
     for name, stage in stage_types().items():
-        given = parsed[name].as_dict()
-        if given != _plain(asdict(stage.Options())):
-            options[name] = stage.Options(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        given = {key: _frozen(value) for key, value in parsed[name].as_dict().items()}
+        try:
+            chosen = stage.Options(**given)
+        except RecipeError as error:
+            raise RecipeError(f"{name}.{error}") from error
+        if chosen != stage.Options():
+            options[name] = chosen
     return Recipe(**values, options=options)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -156,11 +210,35 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         RecipeError: if a name is unknown or a value does not fit.
     """
     parser = ArgumentParser(exit_on_error=False)
-    add_recipe_arguments(parser)
+    add_recipe_options(parser)
     try:
         return recipe_of(parser.parse_object(dict(values)))
     except ArgumentError as error:
-        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{where}: {plain_message(error)}") from error
+
+
+def plain_message(error: ArgumentError) -> str:
+    """The parser's complaint in one line a person can act on."""
+    text = " ".join(str(error).split())
+    if match := re.search(r'[Kk]ey "([\w.]+)": (.*)', text):
+        name, detail = match.groups()
+        if value := re.search(r"Given value: (.*)$|Got value: (.*)$", detail):
+            detail = f"{value.group(1) or value.group(2)!s} does not fit"
+        return f"{name.replace('_', '-')}: {detail}; see `das3 adapt --help`"
+    return text
+
+
+def recipe_path(source: str | Path) -> Path:
+    """File of a recipe: the path itself, or the recipe of that name that comes with das3.
+
+    Raises:
+        RecipeError: if there is neither.
+    """
+    shipped = Path(str(files("das3.recipes").joinpath(f"{source}.yaml")))
+    for path in (Path(source), shipped):
+        if path.is_file():
+            return path
+    raise RecipeError(f"no recipe file {source}; recipes that come with das3, by name: {', '.join(recipe_names())}")
 
 
 def load_recipe(source: str | Path) -> dict[str, Any]:
@@ -169,17 +247,9 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
     Raises:
         RecipeError: if there is no such recipe or it is no YAML mapping.
     """
-    path = Path(source)
-    if not path.is_file():
-        shipped = files("das3.recipes").joinpath(f"{source}.yaml")
-        if not shipped.is_file():
-            raise RecipeError(f"no recipe file {source}; there is also, by name: {', '.join(recipe_names())}")
-        text = shipped.read_text()
-    else:
-        text = path.read_text()
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(recipe_path(source).read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{source} must hold options (name: value), one a line")

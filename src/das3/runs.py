@@ -31,9 +31,9 @@ from das3.errors import RecipeError
 from das3.label_store import LabelStore
 from das3.norms import reestimate
 from das3.progress import Display
-from das3.recipe import Recipe
+from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
-from das3.stages import Stage
+from das3.stages import Stage, find_stage
 
 __all__ = ["Phase", "Run", "phases_of", "run_phases"]
 
@@ -58,7 +58,7 @@ class Run:
         RecipeError: if the folder holds a run and `resume` is not given, or that run has another recipe.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool = False) -> None:
+    def __init__(self, folder: Path, recipe: RunOptions, *, resume: bool = False) -> None:
         self.folder = Path(folder)
         saved = self.folder / "recipe.yaml"
         if saved.exists():
@@ -93,7 +93,7 @@ class Run:
         return summary
 
 
-def _same_recipe(saved: Path, recipe: Recipe) -> None:
+def _same_recipe(saved: Path, recipe: RunOptions) -> None:
     """A run goes on with the recipe it began with; where it lies and how it is watched may change."""
     before, now = yaml.safe_load(saved.read_text()), recipe.to_dict()
     free = {"out", "device", "workers", "log_every", "checkpoint_every", "cache_gib"}
@@ -141,8 +141,6 @@ class Outcome:
 
 def phases_of(recipe: Recipe) -> list[Phase]:
     """The recipe's stages in order; a stage of several rounds is run that often."""
-    from das3.stages import find_stage
-
     phases: list[Phase] = []
     for stage in recipe.stages:
         options, kind = recipe.options_of(stage), find_stage(stage)
@@ -199,7 +197,7 @@ def run_phases(
             fabric, segmenter, images, folder, seed, crop, recipe.batch_size // fabric.world_size, display.track
         )
         stage = phase.make()
-        if stage.options.norm == "target":
+        if stage.options.norm != "frozen":
             reestimate(segmenter, bench.batches())
         samples = stage.prepare(bench)
         outcome.pseudo_labels = stage.pseudo_labels or outcome.pseudo_labels

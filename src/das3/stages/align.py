@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,8 @@ class AlignOptions(StageOptions):
         a: steepness of the diversity loss's pixel weights exp(−a H).
         memory: share of the running mean prediction in the diversity loss's p̄; 0 uses each batch alone, which pushes
             every batch to show all classes equally.
+        prior: what the diversity loss draws p̄ to: equal shares ("uniform", the paper's) or the mean prediction of the
+            model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
     """
 
     alpha: float = 1.0
@@ -37,6 +41,7 @@ class AlignOptions(StageOptions):
     diversity: float = 0.1
     a: float = 3.0
     memory: float = 0.0
+    prior: Literal["uniform", "model"] = "uniform"
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
@@ -46,6 +51,7 @@ class AlignOptions(StageOptions):
             "diversity": self.diversity >= 0,
             "a": self.a >= 0,
             "memory": 0 <= self.memory < 1,
+            "prior": self.prior in ("uniform", "model"),
         }
 
 
@@ -61,8 +67,14 @@ class Align(Stage[AlignOptions]):
         return segmenter.feature_parameters()
 
     def prepare(self, bench: Bench) -> Samples:
-        """Nothing offline but room for the running mean prediction."""
-        self.register_buffer("running", torch.zeros(bench.segmenter.num_classes, device=bench.fabric.device))
+        """The prior, if it is the model's, and room for the running mean prediction."""
+        classes = bench.segmenter.num_classes
+        self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
+        self.prior = None
+        if self.options.prior == "model":
+            store = bench.label_all("prior", lambda probs: {"mean": probs.mean(dim=(1, 2))})
+            mean = np.mean([store[i]["mean"] for i in range(len(store))], axis=0, dtype=np.float64)
+            self.prior = torch.tensor(mean, dtype=torch.float32, device=bench.fabric.device).clamp(min=1e-6)
         return bench.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
@@ -82,5 +94,5 @@ class Align(Stage[AlignOptions]):
                 valid=batch["valid"],
                 detach_focus=options.detach_focus,
             ),
-            "diversity": options.diversity * diversity_loss(mean),
+            "diversity": options.diversity * diversity_loss(mean, self.prior),
         }

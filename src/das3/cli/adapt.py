@@ -1,0 +1,30 @@
+"""`das3 adapt`: a model and a folder of images in, the adapted model and a report out."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from das3.api import adapt
+from das3.cli.options import add_flags, add_recipe, needed
+from das3.recipe import recipe_of
+
+__all__ = ["HELP", "add", "run"]
+
+HELP = """Adapt a trained model to unlabelled images.
+
+das3 adapt --model M --images DIR --out RUN
+"""
+
+
+def add(parser: ArgumentParser) -> None:
+    """Declare the command's options."""
+    add_recipe(parser)
+    add_flags(parser, "resume", "quiet", "state-dict")
+
+
+def run(given: Namespace) -> None:
+    """Adapt, and say where the result is."""
+    recipe = needed(recipe_of(given), "model", "images", "out")
+    result = adapt(recipe=recipe, resume=given.resume, quiet=given.quiet, state_dict=given.state_dict)
+    print(f"adapted model: {result.folder / 'model'}")
+    print(f"summary:       {result.folder / 'summary.json'}")

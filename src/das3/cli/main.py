@@ -1,0 +1,88 @@
+"""Command → function. Each command is a module of this folder with HELP, `add(parser)` and `run(arguments)`."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+import shtab
+from jsonargparse import ArgumentError, ArgumentParser
+
+from das3 import __version__
+from das3.cli.options import recipe_first
+from das3.errors import Das3Error
+from das3.recipe import plain_message
+
+__all__ = ["main"]
+
+_COMMANDS = ("demo", "train-source", "adapt", "evaluate", "predict")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit status: 0 done; 2 for an error that the user can act on, said in one line; 130 after Ctrl-C.
+    """
+    parser, modules = _parser()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        given = _brackets(sys.argv[1:] if arguments is None else list(arguments))
+        parsed = parser.parse_args(recipe_first(given))
+        command = parsed.command
+        if command == "completion":
+            print(shtab.complete(parser, shell=parsed.completion.shell))
+            return 0
+        modules[command].run(parsed[command])
+    except ArgumentError as error:
+        return _fail(f"{plain_message(error)}")
+    except Das3Error as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\ndas3: interrupted; a run goes on from its last checkpoint with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
+    parser = ArgumentParser(
+        prog="das3",
+        version=__version__,
+        exit_on_error=False,
+        description="Adapt a trained semantic segmentation model to new, unlabelled images, without its source data.",
+    )
+    commands = parser.add_subcommands(dest="command")
+    modules = {}
+    for name in _COMMANDS:
+        modules[name] = module = import_module(f"das3.cli.{name.replace('-', '_')}")
+        sub = ArgumentParser(description=module.HELP, exit_on_error=False)
+        module.add(sub)
+        commands.add_subcommand(name, sub, help=module.HELP.split("\n")[0])
+    completion = ArgumentParser(description="Print the shell's completion script.", exit_on_error=False)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    commands.add_subcommand("completion", completion, help="print a script that completes das3's options in a shell")
+    return parser, modules
+
+
+def _brackets(arguments: list[str]) -> list[str]:
+    """Let lists be written as `a,b` where the parser wants `[a,b]`."""
+    return [
+        f"{option}[{value}]" if value else argument
+        for argument in arguments
+        for option, value in [_comma_list(argument)]
+    ]
+
+
+def _comma_list(argument: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(--[\w.-]+=)?([\w.:+-]+(?:,[\w.:+-]+)+)", argument)
+    return (match.group(1) or "", match.group(2)) if match else ("", "")
+
+
+def _fail(message: str) -> int:
+    print(f"das3: error: {message}", file=sys.stderr)
+    return 2
+

@@ -1,0 +1,52 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser
+
+from das3.errors import RecipeError
+from das3.recipe import Recipe, add_recipe_options, load_recipe, recipe_from, recipe_path
+
+__all__ = ["add_flags", "add_recipe", "needed", "recipe_first"]
+
+_FLAGS = {
+    "resume": "go on where the run in --out stopped",
+    "quiet": "show no progress",
+    "state-dict": "also save the weights as a plain state dict, model.pt",
+}
+
+
+def add_flags(parser: ArgumentParser, *names: str) -> None:
+    """Options without a value."""
+    for name in names:
+        parser.add_argument(f"--{name}", action="store_true", help=_FLAGS[name])
+
+
+def add_recipe(parser: ArgumentParser) -> None:
+    """`--recipe` and every field of the recipe."""
+    parser.add_argument("--recipe", action="config", help="a recipe file or name; options given here win over it")
+    add_recipe_options(parser)
+
+
+def recipe_first(arguments: list[str]) -> list[str]:
+    """Check `--recipe X`, replace a name by its file and move it to the front, so that every other option wins over it."""
+    for i, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == "--recipe":
+            rest = arguments[i + 1 :] if equals else arguments[i + 2 :]
+            source = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
+            recipe_from(load_recipe(source), where=source)
+            return [arguments[0], f"--recipe={recipe_path(source)}", *arguments[1:i], *rest]
+    return arguments
+
+
+def needed(recipe: Recipe, *names: str) -> Recipe:
+    """The recipe, if these fields have a value.
+
+    Raises:
+        RecipeError: naming the option that is missing.
+    """
+    for name in names:
+        if getattr(recipe, name) is None:
+            raise RecipeError(f"--{name.replace('_', '-')} is missing; see --help")
+    return recipe

@@ -1,0 +1,1 @@
+"""Images, labels and the samples that stages train on."""

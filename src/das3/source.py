@@ -1,0 +1,151 @@
+"""Supervised training: the source model, and the oracle, which is the same on the target's labels.
+
+The one place besides evaluation where labels are read, and no adaptation code imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from das3.api import Result, measure_on, open_evaluation, open_model
+from das3.bench import Bench
+from das3.data.images import resize_label
+from das3.data.labels import Labelled, open_labelled
+from das3.data.samples import Sample, Samples
+from das3.engine import make_fabric
+from das3.errors import RecipeError
+from das3.losses import positive_loss
+from das3.models import save_segmenter
+from das3.progress import Display
+from das3.recipe import RunOptions
+from das3.runs import Phase, Run, run_phases
+from das3.segmenter import Segmenter
+from das3.stages import Stage, StageOptions
+
+__all__ = ["SourceRecipe", "Supervised", "train_source", "train_supervised"]
+
+
+@dataclass(frozen=True)
+class SourceRecipe(RunOptions, StageOptions):
+    """Options of a supervised training.
+
+    Attributes:
+        labels: labels of the images, a parallel folder.
+        steps: optimiser steps.
+        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
+    """
+
+    labels: str | None = None
+    steps: int = 1000
+    lr: float = 2e-3
+    color: float = 0.2
+
+    def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
+        StageOptions.__post_init__(self)
+
+    def stage_options(self) -> StageOptions:
+        """The part that the stage needs."""
+        return StageOptions(**{f.name: getattr(self, f.name) for f in fields(StageOptions)})
+
+
+class _Labels:
+    """Label maps at the images' training size; small sets stay in memory."""
+
+    def __init__(self, labelled: Labelled, sizes: Sequence[tuple[int, int]]) -> None:
+        self.labelled, self.sizes = labelled, sizes
+        self.kept: dict[int, NDArray[np.uint8]] = {}
+
+    def __call__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:
+        if i not in self.kept:
+            label = resize_label(self.labelled.label(i), self.sizes[i])
+            if len(self.labelled) > 5000:
+                return {"labels": label}
+            self.kept[i] = label
+        return {"labels": self.kept[i]}
+
+
+class Supervised(Stage[StageOptions]):
+    """Cross-entropy on labels."""
+
+    name = "supervised"
+
+    def __init__(self, options: StageOptions, labelled: Labelled) -> None:
+        super().__init__(options)
+        self.labelled = labelled
+
+    def prepare(self, bench: Bench) -> Samples:
+        """Samples with labels."""
+        return bench.samples(self.options, maps=_Labels(self.labelled, bench.images.sizes()))
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """Plain cross-entropy, as the source model is trained in the paper."""
+        return {"cross_entropy": positive_loss(segmenter(batch["image"]), batch["labels"])}
+
+
+def train_supervised(
+    segmenter: Segmenter,
+    labelled: Labelled,
+    recipe: SourceRecipe,
+    *,
+    evaluation: Labelled | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    name: str = "supervised",
+) -> Result:
+    """Train a segmenter in place on labelled images, into the run folder `recipe.out`.
+
+    Args:
+        segmenter: with random weights for a source model, with the source's for an oracle.
+        labelled: images and labels.
+        recipe: the options.
+        evaluation: labelled images to measure on, before and after.
+        resume: go on where the run stopped.
+        quiet: show no progress.
+        name: of the row in summary.json.
+
+    Raises:
+        RecipeError, DataError, ModelError: before training, if something does not fit.
+    """
+    labelled.check(sample=32)
+    if recipe.out is None:
+        raise RecipeError("--out is missing; name a folder for the run")
+    fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
+    fabric.launch()
+    run = Run(Path(recipe.out), recipe, resume=resume)
+    phase = Phase(name, lambda: Supervised(recipe.stage_options(), labelled))
+    with Display(quiet=quiet) as display:
+        display.say(segmenter.describe())
+        images = labelled.images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+        measure = measure_on(evaluation, display)
+        outcome = run_phases(run, fabric, segmenter, images, [phase], measure=measure, display=display)
+    segmenter.to("cpu").eval()
+    if fabric.is_global_zero:
+        save_segmenter(segmenter, run.folder / "model")
+    return Result(segmenter.model, segmenter, run.write_summary(outcome.rows), None, run.folder)
+
+
+def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False) -> Result:
+    """Train a source model on a folder of images and a folder of labels; what `das3 train-source` does.
+
+    Raises:
+        RecipeError, DataError, ModelError: before training, if something does not fit.
+    """
+    for option in ("images", "labels", "out"):
+        if getattr(recipe, option) is None:
+            raise RecipeError(f"--{option} is missing; see `das3 train-source --help`")
+    labelled = open_labelled(
+        recipe.images, recipe.labels, recipe.classes, class_map=recipe.class_map, num_classes=recipe.num_classes
+    )
+    recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
+    torch.manual_seed(recipe.seed)
+    segmenter = open_model(recipe, recipe.model or "das3:small")
+    evaluation = open_evaluation(recipe, segmenter)
+    return train_supervised(segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
