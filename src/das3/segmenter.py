@@ -59,7 +59,8 @@ def main_logits(output: Any, key: str | int | None = None) -> Tensor:
     """Take the main B×C×h×w logits out of whatever a network returns.
 
     Args:
-        output: a tensor, a mapping (`out`, `logits`), an object with such an attribute, or a tuple with auxiliary heads.
+        output: a tensor, a mapping (`out`, `logits`), an object with such an attribute, or a tuple with auxiliary
+            heads.
         key: which entry is the main one, where the network's convention is not the usual one.
 
     Raises:
@@ -192,7 +193,8 @@ def find_divisor(model: nn.Module, example: Tensor, output_key: str | int | None
     finally:
         model.train(was_training)
     raise ModelError(
-        f"the network rejects every input size tried around {tuple(example.shape[-2:])}; give the one it takes with --size"
+        f"the network rejects every input size tried around {tuple(example.shape[-2:])}; "
+        "give the one it takes with --size"
     )
 
 
@@ -206,6 +208,7 @@ class Segmenter(nn.Module):
         sigmoid: whether the network itself has one sigmoid logit.
         preprocess: how the network expects images.
         class_names: names of the classes, "class 0"… where unknown.
+        origin: where the network came from.
 
     Args:
         model: the network.
@@ -229,12 +232,14 @@ class Segmenter(nn.Module):
         example_size: tuple[int, int] = (128, 128),
         align_corners: bool = False,
         divisor: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.preprocess = preprocess or Preprocess()
         self.output_key = output_key
         self.align_corners = align_corners
+        self.origin = origin or Origin("object", type(model).__name__)
         if isinstance(self.preprocess.size, tuple):
             example_size = self.preprocess.size
         parameter = next(model.parameters(), torch.zeros(()))
@@ -279,9 +284,7 @@ class Segmenter(nn.Module):
         padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
         logits = self.native_logits(padded)
         if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(
-                logits, size=padded.shape[-2:], mode="bilinear", align_corners=self.align_corners
-            )
+            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return logits[..., :height, :width]
 
     def classifier_parameters(self) -> Iterator[nn.Parameter]:
@@ -299,4 +302,5 @@ class Segmenter(nn.Module):
         """One line: the network, its classes and what was taken as its classifier."""
         total = sum(p.numel() for p in self.model.parameters())
         kind = "1 sigmoid logit" if self.sigmoid else f"{self.num_classes} classes"
-        return f"{type(self.model).__name__}, {total / 1e6:.1f} M parameters, {kind}, classifier: {', '.join(self.classifier)}"
+        size = f"{total / 1e6:.1f} M parameters"
+        return f"{type(self.model).__name__}, {size}, {kind}, classifier: {', '.join(self.classifier)}"

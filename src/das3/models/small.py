@@ -36,7 +36,9 @@ class SmallSegmenter(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 24) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, width // 2, stride=2), _conv(width // 2, width, stride=2), _Residual(width, 1))
+        self.stem = nn.Sequential(
+            _conv(3, width // 2, stride=2), _conv(width // 2, width, stride=2), _Residual(width, 1)
+        )
         self.context = nn.Sequential(
             _conv(width, 2 * width, stride=2), *(_Residual(2 * width, d) for d in (1, 2, 4, 8))
         )
@@ -50,8 +52,6 @@ class SmallSegmenter(nn.Module):
         coarse = self.reduce(self.context(fine))
         coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(self.fuse(torch.cat([fine, coarse], dim=1)))  # type: ignore[no-any-return]
-
-
 
 
 def small(num_classes: int, width: int = 24) -> SmallSegmenter:

@@ -1,0 +1,209 @@
+"""State dicts: read without executing anything, checked against a network key by key, written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from das3.errors import ModelError
+from das3.origin import Origin
+
+__all__ = ["Weights", "fit", "infer_classes", "misfit", "read_weights", "save_weights", "wrong_classes"]
+
+_NESTS = ("state_dict", "model_state_dict", "model", "net")
+# What wrappers (DataParallel, Lightning, torch.compile) put before every key.
+_PREFIXES = ("module.", "model.", "_orig_mod.", "net.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict as its file holds it.
+
+    Attributes:
+        source: the file.
+        tensors: under the file's names.
+        nesting: keys of the mappings around it.
+    """
+
+    source: Path
+    tensors: dict[str, Tensor]
+    nesting: list[str] = field(default_factory=list)
+
+    def named_for(self, expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
+        """The tensors without a wrapper's prefix that all names have and the network's don't, and that prefix."""
+        expected, tensors, removed = set(expected), self.tensors, ""
+        while not expected.intersection(tensors):
+            prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None)
+            if prefix is None:
+                return self.tensors, ""
+            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+            removed += prefix
+        return tensors, removed
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a state dict from a .safetensors file or a torch file, where it may be nested in a training checkpoint.
+
+    Raises:
+        ModelError: if the file is missing, can't be read, holds anything but tensors (pickled code is never executed)
+            or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        return Weights(path, _read_safetensors(path))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "invalid load key" in str(error) or "Unsupported operand" in str(error):
+            raise ModelError(f"{path}: not a weights file that torch can read") from None
+        raise ModelError(
+            f"{path}: holds Python objects besides tensors, such as a whole pickled model, and das3 never executes "
+            "pickled code; save the weights alone with torch.save(model.state_dict(), path)"
+        ) from None
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise ModelError(f"{path}: not a weights file that torch can read ({_first_line(error)})") from None
+    nesting: list[str] = []
+    while isinstance(content, Mapping):
+        inner = next((n for n in _NESTS if isinstance(content.get(n), Mapping)), None)
+        if inner is None:
+            break
+        nesting.append(inner)
+        content = content[inner]
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise ModelError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    return Weights(path, tensors, nesting)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a safetensors file ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def fit(model: nn.Module, weights: Weights) -> str:
+    """Load weights into a network, every key of both.
+
+    Args:
+        model: changed in place.
+        weights: may have a wrapper's prefix on all keys.
+
+    Returns:
+        That prefix, "" if none.
+
+    Raises:
+        ModelError: if keys are missing, unexpected or of another shape; it lists the first few of each.
+    """
+    expected = model.state_dict()
+    found, prefix = weights.named_for(expected)
+    wrong = [k for k in expected if k in found and expected[k].shape != found[k].shape]
+    missing = [k for k in expected if k not in found and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in found if k not in expected]
+    if not missing and not unexpected and (classes := _class_counts(expected, found, wrong)):
+        raise wrong_classes(weights.source, wanted=classes[0], has=classes[1])
+    if missing or unexpected or wrong:
+        raise misfit(
+            weights.source,
+            missing=missing,
+            unexpected=unexpected,
+            wrong=[f"{k} {_shape(found[k])} for {_shape(expected[k])}" for k in wrong],
+        )
+    # Files from before PyTorch 0.4.1 lack num_batches_tracked, which nothing reads at a fixed momentum.
+    model.load_state_dict({k: found.get(k, v) for k, v in expected.items()})
+    return prefix
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _class_counts(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], wrong: Sequence[str]) -> tuple[int, int] | None:
+    """(wanted, found) if all that does not fit is the same length of the first dimension: another number of classes."""
+    pairs = {(expected[k].shape[:1], state[k].shape[:1]) for k in wrong}
+    if len(pairs) != 1 or any(expected[k].shape[1:] != state[k].shape[1:] for k in wrong):
+        return None
+    ((wanted, found),) = pairs
+    return (wanted[0], found[0]) if wanted and found else None
+
+
+def wrong_classes(source: str | Path, *, has: int, wanted: int) -> ModelError:
+    """The error for weights that predict another number of classes than asked for."""
+    return ModelError(
+        f"{source}: the weights predict {has} classes, not {wanted}; leave out --num-classes {wanted} (or "
+        f"name {has} classes), or give weights that were trained on {wanted} classes"
+    )
+
+
+def misfit(
+    source: str | Path, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), wrong: Sequence[str] = ()
+) -> ModelError:
+    """The error for weights that don't fit a network: the first few keys of each kind, and what to do."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+    parts = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    return ModelError(
+        f"{source}: the weights don't fit the network, keys: {'; '.join(parts)}; "
+        "check --model and --model-args against what the weights were trained with"
+    )
+
+
+def infer_classes(build: Callable[[int], nn.Module], weights: Weights) -> int | None:
+    """How many classes weights were trained on: the first dimension of whatever depends on the number of classes.
+
+    Args:
+        build: makes the network for a number of classes; called twice, without memory for its weights if it can be.
+        weights: of such a network.
+
+    Returns:
+        The number of classes, or None if the weights have nothing that depends on it.
+    """
+    two, three = _shapes(build, 2), _shapes(build, 3)
+    found, _ = weights.named_for(two)
+    heads = [k for k in two if k in found and k in three and (two[k][:1], three[k][:1]) == ((2,), (3,))]
+    counts = {int(found[k].shape[0]) for k in heads if found[k].ndim}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _shapes(build: Callable[[int], nn.Module], num_classes: int) -> dict[str, torch.Size]:
+    try:
+        with torch.device("meta"):
+            model = build(num_classes)
+    except (RuntimeError, NotImplementedError):  # a constructor that computes with its weights
+        model = build(num_classes)
+    return {k: v.shape for k, v in model.state_dict().items()}
+
+
+def save_weights(model: nn.Module, folder: Path, origin: Origin, *, safetensors: bool, state_dict: bool) -> None:
+    """Write model.safetensors, and model.pt as the weights came in: nested in the same keys, under the same names.
+
+    Every tensor is copied whole, so weights that are shared or not contiguous are stored like any other.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
+    if safetensors:
+        save_file(tensors, folder / "model.safetensors")
+    if state_dict:
+        content: dict[str, Any] = {origin.prefix + k: v for k, v in tensors.items()}
+        for key in reversed(origin.nesting):
+            content = {key: content}
+        torch.save(content, folder / "model.pt")
