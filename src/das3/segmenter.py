@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from das3.errors import ModelError
+from das3.origin import Origin
 
 __all__ = ["Preprocess", "Segmenter", "find_classifier", "find_divisor", "main_logits"]
 

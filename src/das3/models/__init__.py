@@ -16,9 +16,9 @@ from torch import nn
 from das3.errors import ModelError
 from das3.models import huggingface, plain, smp, torchvision
 from das3.models.card import CARD, Card, read_card, write_card
-from das3.models.weights import Weights, fit, read_weights, save_weights
+from das3.models.weights import Weights, fit, read_weights, save_weights, wrong_classes
 from das3.origin import Origin
-from das3.segmenter import Preprocess, Segmenter
+from das3.segmenter import Segmenter
 
 __all__ = ["load_segmenter", "save_segmenter"]
 
@@ -70,40 +70,38 @@ def load_segmenter(
     Raises:
         ModelError: if there is no such model, or anything given does not fit the network.
     """
-    weights = Path(weights) if weights is not None else None
-    network, card = _open(model, dict(model_args or {}), weights, num_classes)
-    names = (classifier,) if isinstance(classifier, str) else classifier
-    changes: dict[str, Any] = {
-        "classifier": tuple(names) if names else None,
-        "class_names": tuple(class_names) if class_names else None,
+    network, card = _open(model, dict(model_args or {}), Path(weights) if weights is not None else None, num_classes)
+    preprocess = {"mean": mean, "std": std, "value_range": value_range, "channels": channels, "size": size}
+    changes = {
+        "classifier": (classifier,) if isinstance(classifier, str) else classifier,
+        "class_names": class_names,
         "output_key": output_key,
         "align_corners": align_corners,
-        "preprocess": _changed(
-            card.preprocess, mean=mean, std=std, value_range=value_range, channels=channels, size=size
-        ),
+        "preprocess": replace(card.preprocess, **given) if (given := _given(preprocess)) else None,
     }
-    segmenter = replace(card, **{k: v for k, v in changes.items() if v is not None}).segmenter(network).eval()
-    if (
-        num_classes is not None
-        and num_classes != segmenter.num_classes
-        and not (segmenter.sigmoid and num_classes == 1)
-    ):
-        raise ModelError(
-            f"the network predicts {segmenter.num_classes} classes, not {num_classes}; "
-            "leave out --num-classes or give a network that was trained on as many"
-        )
+    unchanged = weights is None and not _given(changes)
+    if isinstance(model, Segmenter) and unchanged:
+        segmenter = model
+    else:
+        segmenter = replace(card, **_given(changes)).segmenter(network).eval()
+    wanted = 2 if num_classes == 1 and segmenter.sigmoid else num_classes
+    if wanted is not None and wanted != segmenter.num_classes:
+        raise wrong_classes(str(model) if isinstance(model, str | Path) else "model", segmenter.num_classes, wanted)
     return segmenter
 
 
-def _changed(preprocess: Preprocess, **options: Any) -> Preprocess:
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in options.items() if v is not None}
-    return replace(preprocess, **given)
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if v is not None}
 
 
 def _open(
     model: str | Path | nn.Module, args: dict[str, Any], weights: Path | None, num_classes: int | None
 ) -> tuple[nn.Module, Card]:
     """The network with its weights, and what its format says about it."""
+    saved = _model_folder(weights) if weights is not None else None
+    if saved is not None:  # written by das3 for a network that only its owner can build
+        weights = saved / "model.safetensors"
+    found = read_weights(weights) if weights is not None else None
     if isinstance(model, Segmenter):
         network, card = model.model, Card.of(model)
     elif isinstance(model, nn.Module):
@@ -111,76 +109,80 @@ def _open(
     elif (folder := _model_folder(Path(model))) is not None:
         network, card = _open_folder(folder)
     else:
-        found = read_weights(weights) if weights is not None else None
         network, card = _open_spec(str(model), args, num_classes, found)
+    if found is not None:
+        prefix = fit(network, found)
+        card = replace(card, origin=replace(card.origin, nesting=found.nesting, prefix=prefix))
+    if saved is not None and (written := read_card(saved)) is not None:
+        card = replace(
+            written, origin=replace(card.origin, nesting=written.origin.nesting, prefix=written.origin.prefix)
+        )
     return network, card
-def _with_folder(
-    model: str | Path | nn.Module, args: dict[str, Any], folder: Path, num_classes: int | None
-) -> tuple[nn.Module, Card]:
-    """A network that is named apart from the das3 folder that holds its weights: one that came in as an object."""
-    folder = _model_folder(folder) or folder
-    network, own = _open(model, args, folder / "model.safetensors", num_classes)
-    card = read_card(folder)
-    return network, own if card is None else card.over(own)
 
 
 def _card_of(model: nn.Module) -> Card:
-    return Card(class_names=huggingface.class_names_of(model)) if huggingface.is_huggingface(model) else Card()
+    return Card(
+        class_names=huggingface.class_names_of(model) if huggingface.is_huggingface(model) else None,
+        origin=Origin(_kind(model) or "object", type(model).__name__),
+    )
+
+
+def _kind(model: nn.Module) -> str | None:
+    """The library in whose own format a network is saved."""
+    if huggingface.is_huggingface(model):
+        return "huggingface"
+    return "smp" if smp.is_smp(model) else None
 
 
 def _model_folder(path: Path) -> Path | None:
-    """The folder with the model's files: the path itself or, in a run's folder, model/."""
+    """The folder with the model's files: the path itself or, in a run's folder, model/. None if it is no folder."""
     if not path.is_dir():
         return None
     folder = next((f for f in (path, path / "model") if (f / CARD).is_file() or (f / "config.json").is_file()), None)
     if folder is None:
-        raise ModelError(
-            f"{path}: holds no model (no {CARD} or config.json in it or in its model/); --model takes {_FORMS}"
-        )
+        raise ModelError(f"{path}: no {CARD} or config.json in it or in its model/; --model takes {_FORMS}")
     return folder
 
 
 def _open_folder(folder: Path) -> tuple[nn.Module, Card]:
     card = read_card(folder)
-    if smp.is_smp_folder(folder):
-        return smp.load_folder(folder), card or Card()
     if (folder / "config.json").is_file():
-        network, own = huggingface.load_folder(folder)
-        return network, card.over(own) if card else own
+        network, own = smp.load_folder(folder) if smp.is_smp_folder(folder) else huggingface.load_folder(folder)
+        if card is None:
+            return network, own
+        return network, replace(card, origin=replace(card.origin, processor=own.origin.processor))
     assert card is not None
-    if card.origin.spec is None:
+    if card.origin.kind == "object":
         raise ModelError(
-            f"{folder}: the network came in as a Python object, so only its weights are here; build it again and give "
-            "the folder as its weights: load_segmenter(network, weights=folder), or --model package.module:function "
-            f"--weights {folder}"
+            f"{folder}: the network ({card.origin.spec}) came in as a Python object, so only its weights are here; "
+            f"name the function that builds it: --model package.module:function --weights {folder}"
         )
-    network, _ = _open_spec(card.origin.spec, dict(card.origin.args), None, None)
-    fit_state(network, read_state(folder / "model.safetensors"), folder / "model.safetensors")
+    network, _ = _open_spec(card.origin.spec, card.origin.model_args, None, None)
+    fit(network, read_weights(folder / "model.safetensors"))
     return network, card
 
 
-def _open_spec(spec: str, args: dict[str, Any], num_classes: int | None, state: State | None) -> tuple[nn.Module, Card]:
-    family, colon, name = spec.partition(":")
-    if not colon:
-        return _open_hub(spec)
+def _open_spec(
+    spec: str, args: dict[str, Any], num_classes: int | None, weights: Weights | None
+) -> tuple[nn.Module, Card]:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+        return _open_folder(huggingface.download(spec))
+    if Path(spec).is_file():
+        raise ModelError(f"{spec}: is a file; give weights with --weights, and the network they are for with --model")
     if not re.fullmatch(r"[\w.]+:\w+", spec):
         raise ModelError(f"{spec}: no such model; --model takes {_FORMS}")
+    family, _, name = spec.partition(":")
     if family == "torchvision":
-        plan = torchvision.blueprint(name, args, state)
+        plan = torchvision.blueprint(name, args, weights)
     elif family == "smp":
         plan = smp.blueprint(name, args)
     elif family == "das3":
         plan = plain.builtin(name, args)
     else:
         plan = plain.from_code(spec, args)
-    network, args = plain.build(plan, num_classes, state)
-    return network, Card(plan.preprocess, align_corners=plan.align_corners, origin=Origin(plan.spec, args))
-
-
-def _open_hub(model_id: str) -> tuple[nn.Module, Card]:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model_id):
-        raise ModelError(f"{model_id}: no such folder; --model takes {_FORMS}")
-    return _open_folder(huggingface.download(model_id))
+    network, args = plain.build(plan, num_classes, weights)
+    origin = Origin(_kind(network) or "plain", spec, args)
+    return network, Card(plan.preprocess, align_corners=plan.align_corners, origin=origin)
 
 
 def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool = False) -> Path:
@@ -218,16 +220,12 @@ def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool
 
 def _write(segmenter: Segmenter, folder: Path, *, state_dict: bool) -> None:
     write_card(Card.of(segmenter), folder)
-    own_format = True
-    if huggingface.is_huggingface(segmenter.model):
+    kind = _kind(segmenter.model)
+    if kind == "huggingface":
         huggingface.save_folder(segmenter, folder)
-    elif smp.is_smp(segmenter.model):
+    elif kind == "smp":
         smp.save_folder(segmenter.model, folder)
-    else:
-        own_format = False
-    save_weights(
-        segmenter.model, folder, safetensors=not own_format, state_dict=state_dict, prefix=segmenter.origin.key_prefix
-    )
+    save_weights(segmenter.model, folder, segmenter.origin, safetensors=kind is None, state_dict=state_dict)
 
 
 def _swap(new: Path, folder: Path) -> None:

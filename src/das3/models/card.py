@@ -111,9 +111,7 @@ def read_card(folder: Path) -> Card | None:
             output_key=values["output_key"],
             align_corners=values["align_corners"],
             divisor=values["divisor"],
-            origin=Origin(
-                values["kind"], values["model"], values["model_args"], values["nesting"], values["prefix"]
-            ),
+            origin=Origin(values["kind"], values["model"], values["model_args"], values["nesting"], values["prefix"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(

@@ -73,7 +73,9 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
         raise misfit(folder, missing=sorted(info["missing_keys"]), wrong=sorted(mismatched))
     processor = _processor(transformers, folder)
     preprocess = preprocess_of(processor) if processor is not None else Preprocess()
-    return model, Card(preprocess, class_names_of(model), origin=Origin("huggingface", str(folder), processor=processor))
+    return model, Card(
+        preprocess, class_names_of(model), origin=Origin("huggingface", str(folder), processor=processor)
+    )
 
 
 def _processor(transformers: ModuleType, folder: Path) -> Any:

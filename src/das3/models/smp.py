@@ -12,8 +12,10 @@ from typing import Any
 from torch import nn
 
 from das3.errors import ModelError
+from das3.models.card import Card
 from das3.models.plain import Blueprint, build
 from das3.models.weights import fit, read_weights
+from das3.origin import Origin
 
 __all__ = ["blueprint", "is_smp", "is_smp_folder", "load_folder", "save_folder"]
 
@@ -56,7 +58,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def load_folder(folder: Path) -> nn.Module:
+def load_folder(folder: Path) -> tuple[nn.Module, Card]:
     """Open what save_pretrained wrote; encoder weights that its config names are not downloaded only to be replaced.
 
     Raises:
@@ -70,7 +72,7 @@ def load_folder(folder: Path) -> nn.Module:
     if not files:
         raise ModelError(f"{folder}: has no model.safetensors")
     fit(model, read_weights(files[0]))
-    return model
+    return model, Card(origin=Origin("smp", str(folder)))
 
 
 def is_smp(model: nn.Module) -> bool:

@@ -116,7 +116,7 @@ def fit(model: nn.Module, weights: Weights) -> str:
     missing = [k for k in expected if k not in found and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in found if k not in expected]
     if not missing and not unexpected and (classes := _class_counts(expected, found, wrong)):
-        raise wrong_classes(weights.source, wanted=classes[0], has=classes[1])
+        raise wrong_classes(weights.source, has=classes[1], wanted=classes[0])
     if missing or unexpected or wrong:
         raise misfit(
             weights.source,
@@ -133,7 +133,9 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def _class_counts(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], wrong: Sequence[str]) -> tuple[int, int] | None:
+def _class_counts(
+    expected: Mapping[str, Tensor], state: Mapping[str, Tensor], wrong: Sequence[str]
+) -> tuple[int, int] | None:
     """(wanted, found) if all that does not fit is the same length of the first dimension: another number of classes."""
     pairs = {(expected[k].shape[:1], state[k].shape[:1]) for k in wrong}
     if len(pairs) != 1 or any(expected[k].shape[1:] != state[k].shape[1:] for k in wrong):
@@ -142,11 +144,11 @@ def _class_counts(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
     return (wanted[0], found[0]) if wanted and found else None
 
 
-def wrong_classes(source: str | Path, *, has: int, wanted: int) -> ModelError:
-    """The error for weights that predict another number of classes than asked for."""
+def wrong_classes(source: str | Path, has: int, wanted: int) -> ModelError:
+    """The error for a network or weights of another number of classes than asked for."""
     return ModelError(
-        f"{source}: the weights predict {has} classes, not {wanted}; leave out --num-classes {wanted} (or "
-        f"name {has} classes), or give weights that were trained on {wanted} classes"
+        f"{source}: predicts {has} classes, not {wanted}; leave out --num-classes, or give weights that were trained "
+        f"on {wanted} classes"
     )
 
 
