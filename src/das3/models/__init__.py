@@ -157,8 +157,9 @@ def _open_folder(folder: Path) -> tuple[nn.Module, Card]:
             f"{folder}: the network ({card.origin.spec}) came in as a Python object, so only its weights are here; "
             f"name the function that builds it: --model package.module:function --weights {folder}"
         )
-    network, _ = _open_spec(card.origin.spec, card.origin.model_args, None, None)
-    fit(network, read_weights(folder / "model.safetensors"))
+    weights = read_weights(folder / "model.safetensors")
+    network, _ = _open_spec(card.origin.spec, card.origin.model_args, None, weights)
+    fit(network, weights)
     return network, card
 
 

@@ -22,6 +22,9 @@ _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
 _BUILTINS = ("small", "deeplabv2_resnet101")
 
+# Arguments that make other libraries download weights. They are not kept: a saved network has its own.
+_DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")
+
 
 @dataclass(frozen=True)
 class Blueprint:
@@ -48,7 +51,7 @@ def build(plan: Blueprint, num_classes: int | None, weights: Weights | None) -> 
     """Build a network with random weights, for as many classes as asked for or else as its weights have.
 
     Returns:
-        The network, and all arguments that it was built with.
+        The network, and all arguments that build it again, to be filled with its saved weights.
 
     Raises:
         ModelError: if the number of classes is needed and unknown, or the function fails or returns something else.
@@ -58,11 +61,12 @@ def build(plan: Blueprint, num_classes: int | None, weights: Weights | None) -> 
     if name and name not in args:
         if num_classes is None and weights is not None:
             num_classes = infer_classes(lambda n: _call(plan, {**args, name: n}), weights)
-        if num_classes is not None:
-            args[name] = num_classes
-        elif inspect.signature(plan.function).parameters[name].default is inspect.Parameter.empty:
+        needed = inspect.signature(plan.function).parameters[name].default is inspect.Parameter.empty
+        if num_classes is None and needed and weights is None:
             raise ModelError(f"{plan.spec}: how many classes? give --num-classes, or --weights that tell")
-    return _call(plan, args), args
+        if num_classes is not None or needed:  # weights that don't tell don't fit, which their own error explains
+            args[name] = num_classes or 2
+    return _call(plan, args), {k: None if k in _DOWNLOADS else v for k, v in args.items()}
 
 
 def _call(plan: Blueprint, args: Mapping[str, Any]) -> nn.Module:
@@ -119,7 +123,8 @@ def builtin(name: str, args: Mapping[str, Any]) -> Blueprint:
 
         return Blueprint(spec, small, args, "num_classes")
     if name == "deeplabv2_resnet101":
-        from das3.models.deeplabv2 import deeplabv2_resnet101
+        from das3.models.deeplabv2 import CAFFE, deeplabv2_resnet101
 
-        return Blueprint(spec, deeplabv2_resnet101, args, "num_classes")
+        caffe = bool(args.get("caffe", True))
+        return Blueprint(spec, deeplabv2_resnet101, args, "num_classes", CAFFE if caffe else Preprocess(), caffe)
     raise ModelError(f"{spec}: no such network; there are: {', '.join(f'das3:{n}' for n in _BUILTINS)}")
