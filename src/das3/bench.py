@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +17,8 @@ from das3.label_store import LabelStore
 from das3.segmenter import Segmenter
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from das3.data.images import Images
     from das3.stages.base import StageOptions
 

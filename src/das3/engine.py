@@ -11,11 +11,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -24,6 +23,9 @@ from das3.errors import RecipeError, TrainingError
 from das3.norms import set_norm_mode
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, StageOptions, parameter_groups
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["LoopOptions", "Record", "StepState", "learning_rate", "make_fabric", "train"]
 
@@ -100,6 +102,8 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int | st
     Raises:
         RecipeError: if the device is not there or the names are unknown.
     """
+    from lightning_fabric import Fabric  # takes seconds to import, which `das3 --help` should not
+
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available[d])

@@ -15,11 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from lightning_fabric import Fabric
-from torch.utils.tensorboard import SummaryWriter
 
 from das3 import __version__
 from das3.bench import Bench
@@ -34,6 +32,9 @@ from das3.progress import Display
 from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
 from das3.stages import Stage, find_stage
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Phase", "Run", "phases_of", "run_phases"]
 
@@ -113,6 +114,8 @@ class _Log:
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _is_before(line, phase, step)]
             write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
         self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, phase: int, stage: str, record: Record, seconds: float) -> None:
@@ -233,5 +236,5 @@ def _end_of(run: Run, number: int, phases: Sequence[Phase]) -> Path:
 
 def _row(name: str, seconds: float, measured: dict[str, Any], display: Display) -> dict[str, Any]:
     miou = measured["miou"]
-    display.say(f"{name:<12}" + (f" mIoU {100 * miou:5.1f}" if miou is not None else " done") + f"   {seconds:7.1f} s")
+    display.say(f"{name:<12}" + (f" mIoU {miou:5.1f}" if miou is not None else " done") + f"   {seconds:7.1f} s")
     return {"name": name, "seconds": round(seconds, 3), **measured}

@@ -19,7 +19,7 @@ from das3.recipe import plain_message
 
 __all__ = ["main"]
 
-_COMMANDS = ("demo", "train-source", "adapt", "evaluate", "predict")
+_COMMANDS = ("train-source", "adapt", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
         exit_on_error=False,
         description="Adapt a trained semantic segmentation model to new, unlabelled images, without its source data.",
     )
-    commands = parser.add_subcommands(dest="command")
+    commands = parser.add_subcommands(dest="command", title="commands", description="`das3 COMMAND --help` says more")
     modules = {}
     for name in _COMMANDS:
         modules[name] = module = import_module(f"das3.cli.{name.replace('-', '_')}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import kornia
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -69,6 +68,10 @@ class View:
         return sample
 
     def _photometric(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        if not (self.color or self.blur):
+            return image
+        import kornia  # slow to import
+
         if self.color:
             brightness, contrast, saturation = 1 + self.color * rng.uniform(-1, 1, 3)
             image = image * max(brightness, 0.0)

@@ -26,7 +26,8 @@ class AlignOptions(StageOptions):
     Attributes:
         alpha: scale of the focal entropic loss.
         gamma: its focus: the larger, the less unsure pixels contribute.
-        detach_focus: keep the factor (1 − H)^γ out of the gradient.
+        detach_focus: keep the factor (1 − H)^γ out of the gradient. In the gradient, as released, it drives every pixel
+            of entropy above 1 / (γ + 1) to be less sure still.
         diversity: weight of the diversity loss.
         a: steepness of the diversity loss's pixel weights exp(−a H).
         memory: share of the running mean prediction in the diversity loss's p̄; 0 uses each batch alone, which pushes
@@ -37,11 +38,11 @@ class AlignOptions(StageOptions):
 
     alpha: float = 1.0
     gamma: float = 5.0
-    detach_focus: bool = False
-    diversity: float = 0.1
+    detach_focus: bool = True
+    diversity: float = 1.0
     a: float = 3.0
     memory: float = 0.0
-    prior: Literal["uniform", "model"] = "uniform"
+    prior: Literal["uniform", "model"] = "model"
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""

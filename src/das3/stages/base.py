@@ -35,7 +35,7 @@ class StageOptions:
     """
 
     steps: int = 300
-    lr: float = 1e-3
+    lr: float = 1e-4
     head_lr_factor: float = 1.0
     norm: NormMode = "batch"
     scale: tuple[float, float] = (0.75, 1.5)

@@ -1,0 +1,178 @@
+"""Runs that are killed, and go on, end with the weights of a run that never stopped."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import worlds
+
+from das3.api import adapt
+from das3.errors import RecipeError, TrainingError
+from das3.models import load_segmenter
+from das3.source import SourceRecipe, train_source
+
+STEPS = 12
+OPTIONS = {
+    "checkpoint_every": 3,
+    "log_every": 2,
+    "device": "cpu",
+    "align": {"steps": STEPS, "memory": 0.5},
+    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2},
+    "propagate": {"steps": STEPS, "blur": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    source = worlds.write_world(root / "source", "source")
+    worlds.write_world(root / "target", "target")
+    train_source(
+        SourceRecipe(
+            images=str(source / "images"),
+            labels=str(source / "labels"),
+            out=str(root / "trained"),
+            steps=20,
+            device="cpu",
+            model_args={"width": 8},
+        ),
+        quiet=True,
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """The run that never stopped."""
+    result = adapt(world / "trained", world / "target" / "images", out=world / "whole", quiet=True, **OPTIONS)
+    return result.model.state_dict()
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different
+
+
+def test_two_runs_are_bit_equal(world, whole, tmp_path):
+    again = adapt(world / "trained", world / "target" / "images", out=tmp_path / "run", quiet=True, **OPTIONS)
+    assert_equal(again.model.state_dict(), whole)
+
+
+def test_another_seed_differs(world, whole, tmp_path):
+    options = {**OPTIONS, "seed": 1}
+    other = adapt(world / "trained", world / "target" / "images", out=tmp_path / "run", quiet=True, **options)
+    assert any(not torch.equal(a, b) for a, b in zip(other.model.state_dict().values(), whole.values(), strict=True))
+
+
+def command(world, out, *extra):
+    recipe = out.parent / "recipe.yaml"
+    recipe.write_text(json.dumps(OPTIONS))
+    model, images = world / "trained", world / "target" / "images"
+    return [
+        *(sys.executable, "-m", "das3", "adapt", "--recipe", str(recipe)),
+        *("--model", str(model), "--images", str(images), "--out", str(out), *extra),
+    ]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def lines_of(out):
+    path = out / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how):
+    """One run, killed once in each phase after a random number of reports, resumed each time."""
+    rng, out = random.Random(int(how)), tmp_path / "run"
+    extra = []
+    for phase in range(4):
+        process = subprocess.Popen(command(world, out, *extra), stderr=subprocess.PIPE, text=True)
+        reports = rng.randint(1, STEPS // 2 - 1)
+
+        def reached(phase=phase, reports=reports):
+            entries = [json.loads(line) for line in lines_of(out) if line.endswith("}")]
+            return sum(e["phase"] == phase for e in entries) >= reports
+
+        wait_for(reached, process)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(how)
+        error = process.communicate(timeout=60)[1]
+        if how == signal.SIGINT:
+            assert process.returncode == 130, error
+            assert "--resume" in error
+            assert "Traceback" not in error
+        else:
+            assert process.returncode == -signal.SIGKILL
+        extra = ["--resume"]
+    subprocess.run(command(world, out, "--resume", "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    assert_equal(load_segmenter(out).model.state_dict(), whole)
+    steps = [(e["phase"], e["step"]) for e in map(json.loads, lines_of(out))]
+    assert steps == sorted(set(steps))
+    names = [row["name"] for row in json.loads((out / "summary.json").read_text())["stages"]]
+    assert names == ["source", "align", "selftrain", "selftrain-2", "propagate"]
+
+
+def test_killed_while_labelling(world, whole, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(world, out), stderr=subprocess.PIPE, text=True)
+    labels = out / "work" / "1-selftrain" / "labels"
+    wait_for(lambda: labels.is_dir() and any(labels.iterdir()), process)
+    process.kill()
+    process.communicate()
+    subprocess.run(command(world, out, "--resume", "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    assert_equal(load_segmenter(out).model.state_dict(), whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(world, whole, tmp_path):
+    out = tmp_path / "run"
+    arguments = (world / "trained", world / "target" / "images")
+    adapt(*arguments, out=out, quiet=True, **OPTIONS)
+    before = (out / "model" / "model.safetensors").read_bytes()
+    again = adapt(*arguments, out=out, quiet=True, resume=True, **OPTIONS)
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    assert_equal(again.model.state_dict(), whole)
+    assert again.pseudo_labels is not None
+    assert set(again.pseudo_labels[0]) >= {"labels"}
+
+
+def test_a_run_folder_is_never_overwritten(world, tmp_path):
+    arguments = (world / "trained", world / "target" / "images")
+    options = {"stages": ["bn"], "quiet": True, "device": "cpu"}
+    adapt(*arguments, out=tmp_path / "run", **options)
+    with pytest.raises(RecipeError, match="--resume"):
+        adapt(*arguments, out=tmp_path / "run", **options)
+    with pytest.raises(RecipeError, match="seed=0, not 1"):
+        adapt(*arguments, out=tmp_path / "run", resume=True, seed=1, **options)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(RecipeError, match="not empty"):
+        adapt(*arguments, out=tmp_path / "other", **options)
+
+
+def test_a_damaged_checkpoint_is_named(world, tmp_path):
+    arguments = (world / "trained", world / "target" / "images")
+    options = {"stages": ["bn"], "quiet": True, "device": "cpu"}
+    adapt(*arguments, out=tmp_path / "run", **options)
+    (tmp_path / "run" / "checkpoints" / "last.pt").write_bytes(b"noise")
+    with pytest.raises(TrainingError, match=r"last\.pt"):
+        adapt(*arguments, out=tmp_path / "run", resume=True, **options)
+
+
+def test_environment_does_not_decide(world, whole, tmp_path):
+    """Worker processes see the same samples."""
+    arguments = (world / "trained", world / "target" / "images")
+    result = adapt(*arguments, out=tmp_path / "run", quiet=True, workers=2, **OPTIONS)
+    assert_equal(result.model.state_dict(), whole)
