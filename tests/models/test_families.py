@@ -1,4 +1,4 @@
-"""One suite that every family of models must pass: found, split, run, trained, saved, opened again, with das3 or without."""
+"""One suite that every family of models passes: found, split, run, trained, saved, opened again, also without das3."""
 
 import json
 

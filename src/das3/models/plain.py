@@ -20,8 +20,6 @@ __all__ = ["Blueprint", "build", "builtin", "from_code"]
 
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
-_BUILTINS = ("small", "deeplabv2_resnet101")
-
 # Arguments that make other libraries download weights. They are not kept: a saved network has its own.
 _DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")
 
@@ -117,14 +115,17 @@ def builtin(name: str, args: Mapping[str, Any]) -> Blueprint:
     Raises:
         ModelError: if there is no such network.
     """
+    from das3.models import deeplabv2, mit, small
+
+    networks: dict[str, Callable[..., nn.Module]] = {
+        "small": small.small,
+        "deeplabv2_resnet101": deeplabv2.deeplabv2_resnet101,
+        "segformer": mit.segformer,
+        "daformer": mit.daformer,
+    }
     spec = f"das3:{name}"
-    if name == "small":
-        from das3.models.small import small
-
-        return Blueprint(spec, small, args, "num_classes")
-    if name == "deeplabv2_resnet101":
-        from das3.models.deeplabv2 import CAFFE, deeplabv2_resnet101
-
-        caffe = bool(args.get("caffe", True))
-        return Blueprint(spec, deeplabv2_resnet101, args, "num_classes", CAFFE if caffe else Preprocess(), caffe)
-    raise ModelError(f"{spec}: no such network; there are: {', '.join(f'das3:{n}' for n in _BUILTINS)}")
+    if name not in networks:
+        raise ModelError(f"{spec}: no such network; there are: {', '.join(f'das3:{n}' for n in networks)}")
+    caffe = name == "deeplabv2_resnet101" and bool(args.get("caffe", True))
+    preprocess = deeplabv2.CAFFE if caffe else Preprocess()
+    return Blueprint(spec, networks[name], args, "num_classes", preprocess, align_corners=caffe)

@@ -29,11 +29,13 @@ class Weights:
         source: the file.
         tensors: under the file's names.
         nesting: keys of the mappings around it.
+        rest: what else the file holds, such as a training's settings.
     """
 
     source: Path
     tensors: dict[str, Tensor]
     nesting: list[str] = field(default_factory=list)
+    rest: Mapping[str, Any] = field(default_factory=dict)
 
     def named_for(self, expected: Iterable[str]) -> tuple[dict[str, Tensor], str]:
         """The tensors without a wrapper's prefix that all names have and the network's don't, and that prefix."""
@@ -60,27 +62,47 @@ def read_weights(path: str | Path) -> Weights:
     if path.suffix == ".safetensors":
         return Weights(path, _read_safetensors(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "invalid load key" in str(error) or "Unsupported operand" in str(error):
-            raise ModelError(f"{path}: not a weights file that torch can read") from None
-        raise ModelError(
-            f"{path}: holds Python objects besides tensors, such as a whole pickled model, and das3 never executes "
-            "pickled code; save the weights alone with torch.save(model.state_dict(), path)"
-        ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        content = rest = _load(path)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, OSError) as error:
         raise ModelError(f"{path}: not a weights file that torch can read ({_first_line(error)})") from None
     nesting: list[str] = []
     while isinstance(content, Mapping):
-        inner = next((n for n in _NESTS if isinstance(content.get(n), Mapping)), None)
+        inner = next((n for n in _NESTS if isinstance(content.get(n), Mapping | _Inert)), None)
         if inner is None:
             break
         nesting.append(inner)
         content = content[inner]
+    if isinstance(content, _Inert):
+        raise ModelError(
+            f"{path}: holds a whole pickled model or other Python objects, and das3 never executes pickled code; save "
+            "the weights alone with torch.save(model.state_dict(), path)"
+        )
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise ModelError(f"{path}: holds no state dict (a mapping from names to tensors)")
-    return Weights(path, tensors, nesting)
+    return Weights(path, tensors, nesting, {str(k): v for k, v in rest.items()} if nesting else {})
+
+
+class _Inert:
+    """Stands in for whatever a file wants to import: it takes any arguments and does nothing with them."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _load(path: Path) -> Any:
+    """Load without executing anything: objects of other classes than torch's, such as settings, become `_Inert`."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+    try:
+        foreign = get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # from before PyTorch 1.6, which can't be searched
+        foreign = []
+    with safe_globals([(_Inert, name) for name in foreign]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
