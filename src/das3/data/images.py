@@ -43,7 +43,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         DataError: if the file can't be decoded.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return to_rgb(image)
 
 
@@ -67,7 +67,7 @@ def _grey_to_rgb(grey: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """The file as a Pillow image; whatever goes wrong inside is a DataError that names the file."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -75,7 +75,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # a broken file makes Pillow's parsers trip in any way there is
-        raise DataError(f"can't read image {path} ({_reason(error)}); repair the file or take it out") from error
+        raise DataError(f"can't read {what} {path} ({_reason(error)}); repair the file or take it out") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -161,7 +161,7 @@ class _Files(Images):
 
     def size(self, i: int) -> tuple[int, int]:
         """From the file's header; the pixels are not decoded."""
-        with _opened(self.paths[i]) as image:
+        with opened(self.paths[i]) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (width, height) if turned else (height, width)
@@ -254,16 +254,19 @@ def open_images(source: Any) -> Images:
     """Images of a folder tree, a list file, a sequence of paths or a dataset object.
 
     Args:
-        source: a folder, searched with all its sub-folders (hidden ones left out); a .txt file with one path a line,
-            relative to the file's folder, blank lines and lines that begin with # skipped; a sequence of paths; an
-            `Images`; or any object with `__len__` and `__getitem__` whose items are images (PIL, H×W×3 or 3×H×W uint8,
-            or floats in [0, 1]), alone, first in a tuple, or under "image" or "pixel_values".
+        source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a folder, searched with all its
+            sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
+            lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
+            and `__getitem__` whose items are images (PIL, H×W×3 or 3×H×W uint8, or floats in [0, 1]), alone, first in
+            a tuple, or under "image" or "pixel_values".
 
     Raises:
         DataError: if there are no images.
     """
     if isinstance(source, Images):
         return source
+    if isinstance(source, str) and (published := _published(source)) is not None:
+        return published
     if isinstance(source, str | Path):
         return _open_path(Path(source))
     if isinstance(source, Sequence) and source and all(isinstance(p, str | Path) for p in source):
@@ -273,6 +276,15 @@ def open_images(source: Any) -> Images:
             raise DataError("there are no images: the dataset or list is empty")
         return _Dataset(source)
     raise DataError(f"can't take images from {type(source).__name__}; give a folder, a .txt list, paths or a dataset")
+
+
+def _published(source: str) -> Images | None:
+    from das3.data.published import is_spec, open_spec  # it is built on this module
+
+    if not is_spec(source):
+        return None
+    found = open_spec(source)
+    return found if isinstance(found, Images) else found.images
 
 
 def _open_path(path: Path) -> Images:
