@@ -6,6 +6,7 @@ The network itself is never rewritten. `Segmenter` wraps it, feeds it images the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from das3.errors import ModelError
 from das3.origin import Origin
 
-__all__ = ["Preprocess", "Segmenter", "find_classifier", "find_divisor", "main_logits"]
+__all__ = ["Preprocess", "Segmenter", "find_classifier", "find_sides", "main_logits"]
 
 
 @dataclass(frozen=True)
@@ -133,26 +134,26 @@ def find_classifier(model: nn.Module, example: Tensor, output_key: str | int | N
 
     Raises:
         ModelError: if the last layers with parameters do not each produce the C logits (a learned temperature, a
-            mask-classification head, …): which layer is g is then for the user to say.
+            mask-classification head, …): which layer is g is then for the user to say. Also if the network returns
+            probabilities.
     """
     required = {p: p.requires_grad for p in model.parameters()}
-    was_training = model.training
     try:
-        model.eval().requires_grad_(True)
-        with torch.enable_grad():
+        model.requires_grad_(True)
+        with _evaluating(model), torch.enable_grad():
             logits = main_logits(model(example), output_key)
-        last = {id(p) for p in _last_parameters(logits)}
     finally:
         for p, needed in required.items():
             p.requires_grad_(needed)
-        model.train(was_training)
+    _refuse_probabilities(logits)
+    last = {id(p) for p in _last_parameters(logits)}
     channels = logits.shape[1]
     owners = {
         name: module
         for name, module in model.named_modules()
         if any(id(p) in last for p in module.parameters(recurse=False))
     }
-    wrong = {n: m for n, m in owners.items() if _out_channels(m) != channels}
+    wrong = {n: m for n, m in owners.items() if not n or _out_channels(m) != channels}
     if not owners or wrong:
         layers = ", ".join(f"{n or '(root)'}: {type(m).__name__}" for n, m in wrong.items()) or "no layer at all"
         raise ModelError(
@@ -160,6 +161,17 @@ def find_classifier(model: nn.Module, example: Tensor, output_key: str | int | N
             f"with parameters are {layers}; name it with --classifier, one of: {_candidates(model, channels)}"
         )
     return tuple(owners)
+
+
+def _refuse_probabilities(logits: Tensor) -> None:
+    node = logits.grad_fn
+    while node is not None and len(node.next_functions) == 1:  # resizing, slicing and casting
+        if node.name().startswith(("Softmax", "Sigmoid")):
+            raise ModelError(
+                f"the network returns probabilities (its last step is a {node.name()[:7].lower()}); das3 needs the "
+                "logits before it: build the network without that activation"
+            )
+        node = node.next_functions[0][0]
 
 
 def _out_channels(module: nn.Module) -> int | None:
@@ -175,28 +187,50 @@ def _candidates(model: nn.Module, channels: int) -> str:
     return ", ".join(names) or f"(no layer has {channels} outputs; is the number of classes right?)"
 
 
-def find_divisor(model: nn.Module, example: Tensor, output_key: str | int | None = None) -> int:
-    """Smallest of 1, 8, 16, 32, 64 such that the network takes inputs whose sides are odd multiples of it.
+def find_sides(model: nn.Module, example: Tensor, output_key: str | int | None = None) -> tuple[int, bool]:
+    """Find which input sizes a network takes, by trying.
 
-    U-shaped networks need sides that all their strides divide; `Segmenter` pads to this and crops the logits back.
+    U-shaped networks need sides that all their strides divide, some transformers need squares, or one size only;
+    `Segmenter` pads images accordingly and crops the logits back.
+
+    Args:
+        model: called on inputs about as large as `example`.
+        example: 1×3×H×W input that it takes.
+        output_key: see `main_logits`.
+
+    Returns:
+        Smallest of 1, 8, 16, 32, 64 such that the network takes odd multiples of it, else the one side that it takes;
+        and whether both sides must be equal.
+
+    Raises:
+        ModelError: if the network takes the size of `example` only, and it is not square.
     """
-    was_training = model.training
+    height, width = example.shape[-2:]
+    for square in (False, True):
+        for divisor in (1, 8, 16, 32, 64):
+            side = max(divisor, (height // divisor - 1) * divisor) | divisor
+            other = side if square else side + 2 * divisor
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError), _evaluating(model), torch.no_grad():
+                main_logits(model(F.interpolate(example, size=(side, other))), output_key)
+                return divisor, square
+    if height == width:
+        return height, True
+    raise ModelError(
+        f"the network takes images of {height}×{width} pixels only, and das3 needs a square of one size, or sides that "
+        "are multiples of 64 or less; build it for another size"
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, each layer put back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        for divisor in (1, 8, 16, 32, 64):
-            side = [max(divisor, (s // divisor - 1) * divisor) | divisor for s in example.shape[-2:]]
-            try:
-                with torch.no_grad():
-                    main_logits(model(F.interpolate(example, size=side)), output_key)
-            except (RuntimeError, ValueError, AssertionError):
-                continue
-            return divisor
+        yield
     finally:
-        model.train(was_training)
-    raise ModelError(
-        f"the network rejects every input size tried around {tuple(example.shape[-2:])}; "
-        "give the one it takes with --size"
-    )
+        for module, mode in modes:
+            module.training = mode
 
 
 class Segmenter(nn.Module):
@@ -216,10 +250,11 @@ class Segmenter(nn.Module):
         classifier: names of g's modules; found by `find_classifier` when None.
         example_size: (height, width) of the input used to look at the network.
         align_corners: how the network's family upsamples its logits to the image.
-        divisor: sides of the input must be multiples of this; found when None.
+        divisor: sides of the input must be multiples of this; found when this or `square` is None.
+        square: both sides must be equal.
 
     Raises:
-        ModelError: if the classifier can't be found or a named module does not exist.
+        ModelError: if the network can't be run, the classifier can't be found or a named module does not exist.
     """
 
     def __init__(
@@ -230,9 +265,10 @@ class Segmenter(nn.Module):
         classifier: Sequence[str] | str | None = None,
         class_names: Sequence[str] | None = None,
         output_key: str | int | None = None,
-        example_size: tuple[int, int] = (128, 128),
+        example_size: tuple[int, int] = (64, 64),
         align_corners: bool = False,
         divisor: int | None = None,
+        square: bool | None = None,
         origin: Origin | None = None,
     ) -> None:
         super().__init__()
@@ -241,10 +277,7 @@ class Segmenter(nn.Module):
         self.output_key = output_key
         self.align_corners = align_corners
         self.origin = origin or Origin("object", type(model).__name__)
-        if isinstance(self.preprocess.size, tuple):
-            example_size = self.preprocess.size
-        parameter = next(model.parameters(), torch.zeros(()))
-        example = torch.rand(1, 3, *example_size, device=parameter.device, dtype=parameter.dtype)
+        example, channels = self._try_out(example_size)
         if isinstance(classifier, str):
             classifier = [classifier]
         self.classifier = tuple(classifier) if classifier else find_classifier(model, example, output_key)
@@ -252,8 +285,9 @@ class Segmenter(nn.Module):
         for name in self.classifier:
             if name not in modules or next(modules[name].parameters(), None) is None:
                 raise ModelError(f"--classifier {name}: the network has no layer with weights of that name")
-        self.divisor = divisor or find_divisor(model, example, output_key)
-        channels = self._probe(example)
+        if divisor is None or square is None:
+            divisor, square = find_sides(model, example, output_key)
+        self.divisor, self.square = divisor, square
         self.sigmoid = channels == 1
         self.num_classes = max(2, channels)
         self.class_names = tuple(class_names or (f"class {c}" for c in range(self.num_classes)))
@@ -262,13 +296,25 @@ class Segmenter(nn.Module):
                 f"the network predicts {self.num_classes} classes but {len(self.class_names)} class names were given"
             )
 
-    def _probe(self, example: Tensor) -> int:
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            logits = main_logits(self.model(example), self.output_key)
-        self.model.train(was_training)
-        return int(logits.shape[1])
+    def _try_out(self, size: tuple[int, int]) -> tuple[Tensor, int]:
+        """An input that the network takes, of `size` or a larger one or that of its images, and its channels."""
+        own = self.preprocess.size if isinstance(self.preprocess.size, tuple) else size
+        parameter = next(self.model.parameters(), torch.zeros(()))
+        reasons = []
+        for height, width in dict.fromkeys((size, (256, 256), own)):
+            example = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(parameter)
+            try:
+                with _evaluating(self.model), torch.no_grad():
+                    return example, int(main_logits(self.model(example), self.output_key).shape[1])
+            except ModelError:
+                raise
+            except Exception as error:  # whatever the user's network raises
+                reason = (str(error).strip().splitlines() or [""])[0][:150]
+                reasons.append(f"{height}×{width}: {type(error).__name__}: {reason}")
+        raise ModelError(
+            f"the network can't be run on a batch of one RGB image ({'; '.join(reasons)}); if it takes one size only, "
+            "give it with --size"
+        )
 
     def native_logits(self, images: Tensor) -> Tensor:
         """Logits at the network's own resolution, B×C×h×w float32, for B×3×H×W RGB images in [0, 1].
@@ -281,7 +327,8 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W."""
         height, width = images.shape[-2:]
-        bottom, right = -height % self.divisor, -width % self.divisor
+        needed = (max(height, width),) * 2 if self.square else (height, width)
+        bottom, right = (n + -n % self.divisor - own for n, own in zip(needed, (height, width), strict=True))
         padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
         logits = self.native_logits(padded)
         if logits.shape[-2:] != padded.shape[-2:]:

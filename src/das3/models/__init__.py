@@ -61,11 +61,11 @@ def load_segmenter(
         channels: as above.
         size: as above.
         output_key: see `main_logits`.
-        model_args: arguments of the function that builds the network.
+        model_args: arguments of the function that builds the network, for the forms that name one.
         align_corners: see `Segmenter`.
 
     Returns:
-        The segmenter, in evaluation mode, on the CPU unless a network object came on another device.
+        The segmenter, in evaluation mode and float32, on the CPU unless a network object came on another device.
 
     Raises:
         ModelError: if there is no such model, or anything given does not fit the network.
@@ -83,7 +83,7 @@ def load_segmenter(
     if isinstance(model, Segmenter) and unchanged:
         segmenter = model
     else:
-        segmenter = replace(card, **_given(changes)).segmenter(network).eval()
+        segmenter = replace(card, **_given(changes)).segmenter(network.float()).eval()
     wanted = 2 if num_classes == 1 and segmenter.sigmoid else num_classes
     if wanted is not None and wanted != segmenter.num_classes:
         raise wrong_classes(str(model) if isinstance(model, str | Path) else "model", segmenter.num_classes, wanted)
@@ -102,11 +102,16 @@ def _open(
     if saved is not None:  # written by das3 for a network that only its owner can build
         weights = saved / "model.safetensors"
     found = read_weights(weights) if weights is not None else None
+    folder = None if isinstance(model, nn.Module) else _model_folder(Path(model))
+    if args and (folder is not None or isinstance(model, nn.Module)):
+        raise ModelError(
+            "--model-args are for a function that builds a network; this one is built already, leave them out"
+        )
     if isinstance(model, Segmenter):
         network, card = model.model, Card.of(model)
     elif isinstance(model, nn.Module):
         network, card = model, _card_of(model)
-    elif (folder := _model_folder(Path(model))) is not None:
+    elif folder is not None:
         network, card = _open_folder(folder)
     else:
         network, card = _open_spec(str(model), args, num_classes, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Card:
     output_key: str | int | None = None
     align_corners: bool = False
     divisor: int | None = None
+    square: bool | None = None
     origin: Origin = field(default_factory=lambda: Origin("object", ""))
 
     @classmethod
@@ -45,6 +46,7 @@ class Card:
             segmenter.output_key,
             segmenter.align_corners,
             segmenter.divisor,
+            segmenter.square,
             segmenter.origin,
         )
 
@@ -58,12 +60,9 @@ class Card:
             output_key=self.output_key,
             align_corners=self.align_corners,
             divisor=self.divisor,
+            square=self.square,
             origin=self.origin,
         )
-
-    def over(self, base: Card) -> Card:
-        """This card, which was read from a file, with the parts of the origin that no file holds taken from `base`."""
-        return replace(self, origin=replace(self.origin, processor=base.origin.processor))
 
 
 def write_card(card: Card, folder: Path) -> None:
@@ -85,6 +84,7 @@ def write_card(card: Card, folder: Path) -> None:
         "output_key": card.output_key,
         "align_corners": card.align_corners,
         "divisor": card.divisor,
+        "square": card.square,
     }
     try:
         text = json.dumps(values, indent=2, ensure_ascii=False)
@@ -111,6 +111,7 @@ def read_card(folder: Path) -> Card | None:
             output_key=values["output_key"],
             align_corners=values["align_corners"],
             divisor=values["divisor"],
+            square=values["square"],
             origin=Origin(values["kind"], values["model"], values["model_args"], values["nesting"], values["prefix"]),
         )
     except (ValueError, KeyError, TypeError) as error:
