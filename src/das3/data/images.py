@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from das3.errors import DataError
 
-__all__ = ["Images", "open_images", "read_image", "resize_image", "resize_label", "resized_shape"]
+__all__ = ["ImageFiles", "Images", "open_images", "read_image", "resize_image", "resize_label", "resized_shape"]
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".gif", ".jp2"}
@@ -149,8 +149,13 @@ class Images(Sequence[NDArray[np.uint8]]):
         return _Resized(self, size, cache_bytes)
 
 
-class _Files(Images):
-    """Images in files."""
+class ImageFiles(Images):
+    """Images in files.
+
+    Args:
+        paths: the files.
+        root: folder above all of them.
+    """
 
     def __init__(self, paths: Sequence[Path], root: Path) -> None:
         self.paths = list(paths)
@@ -279,12 +284,9 @@ def open_images(source: Any) -> Images:
 
 
 def _published(source: str) -> Images | None:
-    from das3.data.published import is_spec, open_spec  # it is built on this module
+    from das3.data.published import is_spec, spec_images  # it is built on this module
 
-    if not is_spec(source):
-        return None
-    found = open_spec(source)
-    return found if isinstance(found, Images) else found.images
+    return spec_images(source) if is_spec(source) else None
 
 
 def _open_path(path: Path) -> Images:
@@ -292,7 +294,7 @@ def _open_path(path: Path) -> Images:
         found = find_files(path)
         if not found:
             raise DataError(f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))}")
-        return _Files(found, path)
+        return ImageFiles(found, path)
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         listed = [path.parent / line for line in lines if line and not line.startswith("#")]
@@ -300,7 +302,7 @@ def _open_path(path: Path) -> Images:
             raise DataError(f"no images listed in {path}; write one path a line, relative to the file's folder")
         return _listed(listed, path.parent)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return _Files([path], path.parent)
+        return ImageFiles([path], path.parent)
     raise DataError(f"no images at {path}; give an existing folder, or a .txt file that lists images")
 
 
@@ -322,4 +324,4 @@ def _listed(paths: Sequence[Path], root: Path | None = None) -> Images:
     root = Path(os.path.abspath(root)) if root else None
     if root is None or not all(p.is_relative_to(root) for p in plain):
         root = Path(os.path.commonpath([p.parent for p in plain]))
-    return _Files(plain, root)
+    return ImageFiles(plain, root)

@@ -20,6 +20,7 @@ __all__ = [
     "ClassTable",
     "Labelled",
     "decode_label",
+    "find_table",
     "load_class_map",
     "load_classes",
     "open_labelled",
@@ -218,7 +219,7 @@ def _published(spec: Any) -> Labelled:
 def _parallel(images: Images, root: Path, classes: ClassTable | str | Path | None, num_classes: int | None) -> Labelled:
     if not root.is_dir():
         raise DataError(f"no folder of labels at {root}")
-    table = classes if isinstance(classes, ClassTable) else _find_table(root, classes, num_classes)
+    table = classes if isinstance(classes, ClassTable) else find_table(root, classes, num_classes)
     paths = match_labels(images.names, root)
     if len(table.names) == 2 and table.ids is None and _are_masks(paths):
         table = replace(table, ids={0: 0, 255: 1}, ignore=frozenset())
@@ -236,7 +237,12 @@ def _are_masks(paths: Sequence[Path], sample: int = 32) -> bool:
     return found <= {0, 255} and 255 in found
 
 
-def _find_table(labels: Path, classes: str | Path | None, num_classes: int | None) -> ClassTable:
+def find_table(labels: Path, classes: str | Path | None = None, num_classes: int | None = None) -> ClassTable:
+    """The table that is named, lies in, beside or above the labels, or follows from the number of classes.
+
+    Raises:
+        DataError: if there is none.
+    """
     if classes is not None:
         return load_classes(classes)
     for folder in (labels, labels.parent, labels.parent.parent):
