@@ -19,6 +19,7 @@ class Origin:
         model_args: the function's arguments.
         nesting: keys under which the weights file held the state dict.
         prefix: what every key in the weights file began with, "module." for DataParallel.
+        trained: False if the network is known to have random weights.
         processor: Hugging Face image processor, which is saved with the network.
     """
 
@@ -27,4 +28,5 @@ class Origin:
     model_args: dict[str, Any] = field(default_factory=dict)
     nesting: list[str] = field(default_factory=list)
     prefix: str = ""
+    trained: bool = True
     processor: Any = None

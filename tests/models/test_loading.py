@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 
 import pytest
@@ -238,3 +239,30 @@ def test_pickled_code_is_not_run(user_code, tmp_path, new_format):
         torch.save(content, "evil.pt", _use_new_zipfile_serialization=new_format)
         refused(lambda: load_segmenter("my_models:build", weights=tmp_path / "evil.pt"), "evil.pt")
         assert not (tmp_path / "owned").exists()
+
+
+def test_whether_a_network_is_trained_is_known(user_code, tmp_path):
+    segmenter = of_das3("small", width=8)()
+    assert not segmenter.origin.trained
+    assert load_segmenter(save_segmenter(segmenter, tmp_path / "m")).origin.trained
+    assert load_segmenter("my_models:build").origin.trained  # for all one can know
+
+
+def test_importing_das3_imports_no_other_library_of_networks():
+    code = "import sys, das3.models; print([m for m in sys.modules if m in {'torchvision', 'timm', 'transformers'}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("missing", "spec", "extra"),
+    [
+        ("torchvision.models", "torchvision:fcn_resnet50", "torchvision"),
+        ("torchvision.models.resnet", "das3:deeplabv2_resnet101", "torchvision"),
+        ("segmentation_models_pytorch", "smp:Unet", "smp"),
+        ("huggingface_hub", "someone/model", "huggingface"),
+    ],
+)
+def test_missing_library(missing, spec, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    refused(lambda: load_segmenter(spec, num_classes=2), f"pip install 'das3[{extra}]'")

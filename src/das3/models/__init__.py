@@ -186,8 +186,10 @@ def _open_spec(
         plan = plain.builtin(name, args)
     else:
         plan = plain.from_code(spec, args)
+    users_own = family not in ("torchvision", "smp", "das3")  # may load weights itself
+    trained = users_own or weights is not None or bool(args.get("weights"))
     network, args = plain.build(plan, num_classes, weights)
-    origin = Origin(_kind(network) or "plain", spec, args)
+    origin = Origin(_kind(network) or "plain", spec, args, trained=trained)
     return network, Card(plan.preprocess, align_corners=plan.align_corners, origin=origin)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from das3 import __version__
 from das3.errors import ModelError
 from das3.origin import Origin
 from das3.segmenter import Preprocess, Segmenter
@@ -72,7 +72,7 @@ def write_card(card: Card, folder: Path) -> None:
         ModelError: if an argument of the network's builder can't be written as JSON.
     """
     values = {
-        "das3": importlib.metadata.version("das3"),
+        "das3": __version__,
         "kind": card.origin.kind,
         "model": card.origin.spec,
         "model_args": card.origin.model_args,

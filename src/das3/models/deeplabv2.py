@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from das3.errors import ModelError
+from das3.models.extras import library
 from das3.segmenter import Preprocess
 
 __all__ = ["CAFFE", "DeepLabV2", "deeplabv2_resnet101"]
@@ -67,12 +67,9 @@ class DeepLabV2(nn.Module):
 
 def _backbone(layers: Sequence[int]) -> Any:
     """torchvision's ResNet at output stride 8, up to its last features."""
-    try:
-        from torchvision.models.resnet import Bottleneck, ResNet
-    except ImportError:
-        raise ModelError("das3:deeplabv2_resnet101 needs torchvision; pip install 'das3[torchvision]'") from None
-    resnet = ResNet(Bottleneck, list(layers), replace_stride_with_dilation=[False, True, True])
-    kept = list(resnet.named_children())[:-2]  # without pooling and ImageNet classes
+    resnet = library("torchvision.models.resnet", "torchvision")
+    network = resnet.ResNet(resnet.Bottleneck, list(layers), replace_stride_with_dilation=[False, True, True])
+    kept = list(network.named_children())[:-2]  # without pooling and ImageNet classes
     backbone = nn.Sequential()
     for name, module in kept:
         backbone.add_module(name, module)

@@ -5,26 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from das3.errors import ModelError
 from das3.models.card import Card
+from das3.models.extras import library
 from das3.models.weights import misfit
 from das3.origin import Origin
 from das3.segmenter import Preprocess, Segmenter
 
 __all__ = ["download", "is_huggingface", "load_folder", "save_folder"]
-
-
-def _transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError:
-        raise ModelError("transformers is not installed; pip install 'das3[huggingface]'") from None
-    return transformers  # type: ignore[no-any-return]
 
 
 def download(model_id: str) -> Path:
@@ -33,15 +25,11 @@ def download(model_id: str) -> Path:
     Raises:
         ModelError: if it is in neither.
     """
+    hub = library("huggingface_hub", "huggingface")
+    missing = (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError)
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise ModelError(f"{model_id}: no such folder (hub ids need: pip install 'das3[huggingface]')") from None
-
-    try:
-        return Path(snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return Path(hub.snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"]))
+    except missing as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"{model_id}: no such folder here, and not on the Hugging Face hub as far as can be reached ({reason})"
@@ -55,7 +43,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
         ModelError: if transformers is missing, the folder holds no semantic segmentation network, or its weights don't
             fit (a backbone without a head, say).
     """
-    transformers = _transformers()
+    transformers = library("transformers", "huggingface")
     was_shown = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
@@ -78,7 +66,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
     )
 
 
-def _processor(transformers: ModuleType, folder: Path) -> Any:
+def _processor(transformers: Any, folder: Path) -> Any:
     if not (folder / "preprocessor_config.json").is_file():
         return None
     try:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from das3.errors import ModelError
+from das3.models.extras import library
 
 __all__ = ["MitSegmenter", "daformer", "segformer"]
 
@@ -88,11 +88,7 @@ def _conv(inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int
 
 
 def _encoder(name: str) -> Any:
-    try:
-        from segmentation_models_pytorch.encoders import get_encoder
-    except ImportError:
-        raise ModelError(f"{name} needs segmentation-models-pytorch; pip install 'das3[smp]'") from None
-    return get_encoder(name, weights=None)
+    return library("segmentation_models_pytorch.encoders", "smp").get_encoder(name, weights=None)
 
 
 def segformer(

@@ -6,26 +6,18 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from das3.errors import ModelError
 from das3.models.card import Card
+from das3.models.extras import library
 from das3.models.plain import Blueprint, build
 from das3.models.weights import fit, read_weights
 from das3.origin import Origin
 
 __all__ = ["blueprint", "is_smp", "is_smp_folder", "load_folder", "save_folder"]
-
-
-def _smp() -> ModuleType:
-    try:
-        import segmentation_models_pytorch as smp
-    except ImportError:
-        raise ModelError("segmentation-models-pytorch is not installed; pip install 'das3[smp]'") from None
-    return smp  # type: ignore[no-any-return]
 
 
 def blueprint(name: str, args: Mapping[str, Any]) -> Blueprint:
@@ -38,7 +30,9 @@ def blueprint(name: str, args: Mapping[str, Any]) -> Blueprint:
     Raises:
         ModelError: if smp is missing or has no such network.
     """
-    architectures = {c.__name__: c for c in _smp().MODEL_ARCHITECTURES_MAPPING.values()}
+    architectures = {
+        c.__name__: c for c in library("segmentation_models_pytorch", "smp").MODEL_ARCHITECTURES_MAPPING.values()
+    }
     if name not in architectures:
         raise ModelError(f"smp:{name}: no such network; there are: {', '.join(architectures)}")
     return Blueprint(f"smp:{name}", architectures[name], {"encoder_weights": None, **args}, "classes")

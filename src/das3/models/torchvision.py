@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from das3.errors import ModelError
+from das3.models.extras import library
 from das3.models.plain import Blueprint
 from das3.models.weights import Weights
 
@@ -23,17 +24,11 @@ def blueprint(name: str, args: Mapping[str, Any], weights: Weights | None) -> Bl
     Raises:
         ModelError: if torchvision is missing or has no such segmentation network.
     """
-    try:
-        import torchvision
-    except ImportError:
-        raise ModelError("torchvision is not installed; pip install 'das3[torchvision]'") from None
-
-    names = torchvision.models.list_models(module=torchvision.models.segmentation)
+    models = library("torchvision.models", "torchvision")
+    names = models.list_models(module=models.segmentation)
     if name not in names:
         raise ModelError(f"torchvision:{name}: no such segmentation network; there are: {', '.join(names)}")
     defaults: dict[str, Any] = {"weights": None, "weights_backbone": None}
     if any("aux_classifier." in key for key in (weights.tensors if weights else ())):
         defaults["aux_loss"] = True
-    return Blueprint(
-        f"torchvision:{name}", torchvision.models.get_model_builder(name), {**defaults, **args}, "num_classes"
-    )
+    return Blueprint(f"torchvision:{name}", models.get_model_builder(name), {**defaults, **args}, "num_classes")
