@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 
 from das3.data.images import Images, open_images, read_image, resize_image, resize_label, resized_shape
 from das3.errors import DataError
+from data import trees
 
 GREY = np.arange(0, 240, 4, dtype=np.uint8).reshape(6, 10)
 COLOR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
@@ -83,24 +84,10 @@ def test_16_bit_rgb_keeps_its_high_byte(tmp_path: Path, suffix: str) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (6, 10, 3)).astype(np.uint16)
     path = tmp_path / f"a.{suffix}"
     if suffix == "png":
-        path.write_bytes(png_16_bit_rgb(values))
+        path.write_bytes(trees.png_16_bit_rgb(values))
     else:
         pytest.importorskip("tifffile").imwrite(path, values, photometric="rgb")
     np.testing.assert_array_equal(read_image(path), values >> 8)
-
-
-def png_16_bit_rgb(values: np.ndarray) -> bytes:
-    """A PNG written from the specification: Pillow can't write this mode."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])

@@ -18,7 +18,8 @@ class CrossCity(PublishedDataset):
     conditions = ("Rio", "Rome", "Taipei", "Tokyo")
     class_counts = (13,)
     counts: ClassVar = {
-        f"{split}/{city}": count for city in conditions for split, count in (("train", 3200), ("test", 100))
+        **{f"train/{city}": 3200 for city in conditions},
+        **{f"test/{city}": 100 for city in conditions},
     }
 
     def part(self, split: str, condition: str) -> Part:

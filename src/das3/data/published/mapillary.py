@@ -15,8 +15,8 @@ from das3.errors import DataError
 __all__ = ["Mapillary"]
 
 # Beginning of a class's name → train id, the longest one counts; all other classes are ignored. This is the reading of
-# the domain-generalisation literature (Choi et al., RobustNet, CVPR 2021) for v1.2, carried over to the parts into which
-# v2.0 divides these classes.
+# the domain-generalisation literature (Choi et al., RobustNet, CVPR 2021) for v1.2, carried over to the parts into
+# which v2.0 divides these classes.
 _TRAIN_IDS = {
     "construction--flat--road": 0,
     "construction--flat--road-shoulder": IGNORE,
@@ -69,9 +69,10 @@ def read_table(config: Path) -> ClassTable:
 
 
 class Mapillary(PublishedDataset):
-    """`training/images/*.jpg` with `training/labels/*.png` (v1.2) or `training/v2.0/labels/*.png`; the config at the root.
+    """`training/images/*.jpg` with `training/labels/*.png` (v1.2) or `training/v2.0/labels/*.png`.
 
-    The condition is the version of the labels; by default the newer one that is there.
+    What the labels mean is read from the config file at the root. The condition is their version; by default the newer
+    one that is there.
     """
 
     name = "mapillary"
@@ -88,10 +89,8 @@ class Mapillary(PublishedDataset):
         folder = {"train": "training", "val": "validation", "test": "testing"}[split]
         if split == "test":
             return Part((f"{folder}/images",))
-        configs = [
-            self.root / f"config_{condition}.json",
-            *([self.root / "config.json"] if condition == "v1.2" else []),
-        ]
-        config = next((path for path in configs if path.is_file()), configs[0])
-        labels = (f"{folder}/{condition}/labels", *([f"{folder}/labels"] if condition == "v1.2" else []))
-        return Part((f"{folder}/images",), labels=(LabelForm(labels, ".png", partial(read_table, config)),))
+        config, labels = self.root / f"config_{condition}.json", [f"{folder}/{condition}/labels"]
+        if condition == "v1.2":  # once the only version
+            config = config if config.is_file() else self.root / "config.json"
+            labels.append(f"{folder}/labels")
+        return Part((f"{folder}/images",), labels=(LabelForm(tuple(labels), ".png", partial(read_table, config)),))

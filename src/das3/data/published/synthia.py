@@ -11,27 +11,37 @@ from numpy.typing import NDArray
 from das3.data.classes import IGNORE
 from das3.data.images import opened
 from das3.data.published.base import LabelForm, Part, PublishedDataset
-from das3.data.published.classes import street_table
+from das3.data.published.classes import TRAIN_IDS, street_table
 
 __all__ = ["Synthia"]
 
-# SYNTHIA's classes 0 … 22 → train ids; void, parking slot, road work and lane marking are ignored, as the field does.
-_TRAIN_IDS = (
-    *(IGNORE, 10, 2, 0, 1, 4, 8, 5, 13, 7, 11, 18, 17),  # void, sky, building, road, sidewalk, fence, … motorcycle
-    *(
-        IGNORE,
-        IGNORE,
-        6,
-        9,
-        12,
-        14,
-        15,
-        16,
-        3,
-        IGNORE,
-    ),  # parking, road work, light, terrain, rider, truck, bus, train, wall
-)
-TABLE = street_table(dict(enumerate(_TRAIN_IDS)))
+# SYNTHIA's classes 0 … 22, by Cityscapes' names where they are classes there; the field ignores the others.
+_NAMES = [
+    "void",
+    "sky",
+    "building",
+    "road",
+    "sidewalk",
+    "fence",
+    "vegetation",
+    "pole",
+    "car",
+    "traffic sign",
+    "person",
+    "bicycle",
+    "motorcycle",
+    "parking slot",
+    "road work",
+    "traffic light",
+    "terrain",
+    "rider",
+    "truck",
+    "bus",
+    "train",
+    "wall",
+    "lane marking",
+]
+TABLE = street_table({i: TRAIN_IDS.names.index(n) if n in TRAIN_IDS.names else IGNORE for i, n in enumerate(_NAMES)})
 
 
 def read_classes(path: Path) -> NDArray[Any]:
