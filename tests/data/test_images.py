@@ -128,6 +128,7 @@ def test_larger_than_pillows_bomb_limit(tmp_path: Path, monkeypatch: pytest.Monk
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["png", "jpg", "tif", "gif", "bmp"]), st.data())
 def test_a_damaged_file_is_a_data_error_or_a_picture(

@@ -96,7 +96,7 @@ def test_ids_are_looked_up(tmp_path_factory: pytest.TempPathFactory, ids: dict[i
             TABLE,
             r"a\.png has ids that are in no class: 3, 4, 5; there are 3 classes \(road, car, sky\)",
         ),
-        (painted(IDS), TABLE, r"a\.png is a colour image; .*--classes"),
+        (painted(IDS), TABLE, r"a\.png has colours that are in no class: #00008e, #4682b4, #804080; .*--classes"),
         (painted(IDS), ClassTable(("x",), colors=(COLORS[0],)), r"colours that are in no class: #00008e, #4682b4"),
     ],
 )
@@ -112,7 +112,7 @@ def test_unreadable_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fractions"):
         read_label(save(tmp_path / "b.tif", np.full((2, 2), 0.5, np.float32)), TABLE)
     noise = np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8) * 80
-    with pytest.raises(DataError, match="export them as PNG"):
+    with pytest.raises(DataError, match="export labels as PNG"):
         read_label(save(tmp_path / "c.jpg", noise), ClassTable(("a", "b", "c"), ids={0: 0, 80: 1, 160: 2}))
 
 

@@ -1,7 +1,7 @@
 """Small trees in the exact layouts of the published data sets.
 
-Every maker writes a few images of 24×16 pixels with labels in which every id of the data set occurs. What the ids mean is
-stated apart, in `test_published.py`.
+Every maker writes a few images of 24×16 pixels with labels in which every id of the data set occurs. What the ids mean
+is stated apart, in `test_published.py`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ __all__ = [
     "IGNORE",
     "ClassTable",
     "Labelled",
+    "classify",
     "decode_label",
     "find_table",
     "load_class_map",
@@ -78,11 +79,12 @@ class Labelled:
         Raises:
             DataError: naming the first file that does not fit, see `label`.
         """
-        for i in _spread(len(self), sample):
+        for i in spread(len(self), sample):
             self.label(i)
 
 
-def _spread(total: int, sample: int | None) -> list[int]:
+def spread(total: int, sample: int | None) -> list[int]:
+    """Indices of `sample` of `total` things, evenly spread; of all if None."""
     count = total if sample is None else min(sample, total)
     return [int(i) for i in np.linspace(0, total - 1, count).round()]
 
@@ -114,44 +116,37 @@ _OPAQUE = {"RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
 def read_label(path: Path, table: ClassTable, decode: Decode = decode_label) -> NDArray[np.uint8]:
     """Decode one label file: an id map (8, 16 or 32 bit), a palette PNG (its indices), a mask, or colours.
 
-    An RGB file without a colour in the table is an id map if its channels agree.
-
     Returns:
         H×W uint8 class ids, 255 where ignored.
 
     Raises:
         DataError: if it can't be read or has values outside the class table.
     """
-    pixels = decode(path)
-    if pixels.ndim == 2:
-        return _classes_of_ids(pixels, path, table)
-    if table.color_ids is not None:
-        return _classes_of_colors(pixels, path, table)
-    if (pixels == pixels[..., :1]).all():
-        return _classes_of_ids(pixels[..., 0], path, table)
-    raise DataError(f"label {path} is a colour image; name the classes' colours with --classes (name, color)")
-
-
-def _classes_of_ids(ids: NDArray[Any], path: Path, table: ClassTable) -> NDArray[np.uint8]:
-    classes = _look_up(ids, table.known_ids)
-    if (classes < 0).any():
-        odd = np.unique(ids[classes < 0]).tolist()
-        remedy = _remedy(path, "give a table with --classes, or a --class-map")
+    classes, unknown = classify(decode(path), table)
+    if unknown:
+        jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+        remedy = "export labels as PNG, JPEG changes them" if jpeg else "give a table with --classes, or a --class-map"
         raise DataError(
-            f"label {path} has ids that are in no class: {some(odd)}; there are {len(table.names)} classes "
-            f"({some(table.names)}): {remedy}"
+            f"label {path} has {'colours' if unknown[0].startswith('#') else 'ids'} that are in no class: "
+            f"{some(unknown)}; there are {len(table.names)} classes ({some(table.names)}): {remedy}"
         )
-    return classes.astype(np.uint8)
+    return classes
 
 
-def _classes_of_colors(colors: NDArray[np.uint8], path: Path, table: ClassTable) -> NDArray[np.uint8]:
-    packed = colors.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
-    classes = _look_up(packed, table.known_colors)
-    if (classes < 0).any():
-        odd = [f"#{v:06x}" for v in np.unique(packed[classes < 0]).tolist()]
-        remedy = _remedy(path, "complete the table that is given with --classes")
-        raise DataError(f"label {path} has colours that are in no class: {some(odd)}; {remedy}")
-    return classes.astype(np.uint8)
+def classify(pixels: NDArray[Any], table: ClassTable) -> tuple[NDArray[np.uint8], list[str]]:
+    """Classes of decoded label pixels, and the values that are in no class (255 in the result).
+
+    Without colours in the table, an RGB label is an id map if its channels agree.
+    """
+    colored = pixels.ndim == 3
+    if colored and table.color_ids is None and (pixels == pixels[..., :1]).all():
+        pixels, colored = pixels[..., 0], False
+    if colored:
+        pixels = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    classes = _look_up(pixels, table.known_colors if colored else table.known_ids)
+    unknown = np.unique(pixels[classes < 0]).tolist()
+    found = np.where(classes < 0, IGNORE, classes).astype(np.uint8)
+    return found, [f"#{v:06x}" if colored else str(v) for v in unknown]
 
 
 def _look_up(values: NDArray[Any], known: Mapping[int, int]) -> NDArray[np.int16]:
@@ -164,10 +159,6 @@ def _look_up(values: NDArray[Any], known: Mapping[int, int]) -> NDArray[np.int16
     place = np.searchsorted(keys, values).clip(max=len(keys) - 1)
     found: NDArray[np.int16] = np.where(keys[place] == values, classes[place], np.int16(-1))
     return found
-
-
-def _remedy(path: Path, usual: str) -> str:
-    return "JPEG changes labels, export them as PNG" if path.suffix.lower() in (".jpg", ".jpeg") else usual
 
 
 def open_labelled(
@@ -232,7 +223,7 @@ def _are_masks(paths: Sequence[Path], sample: int = 32) -> bool:
     Said of all files or none: in a set of ids with 255 for ignore, single files may lack the second class.
     """
     found: set[int] = set()
-    for i in _spread(len(paths), sample):
+    for i in spread(len(paths), sample):
         found.update(np.unique(decode_label(paths[i])).tolist())
     return found <= {0, 255} and 255 in found
 
