@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,14 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
             fit (a backbone without a head, say).
     """
     transformers = library("transformers", "huggingface")
-    was_shown = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModelForSemanticSegmentation.from_pretrained(
-            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        with _no_progress_bar(transformers):
+            model, info = transformers.AutoModelForSemanticSegmentation.from_pretrained(
+                folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].split(" for this kind of AutoModel")[0]
         raise ModelError(f"{folder}: not a semantic segmentation model that transformers can open ({reason})") from None
-    finally:
-        if was_shown:
-            transformers.logging.enable_progress_bar()
     mismatched = [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]]
     if info["missing_keys"] or mismatched:
         raise misfit(folder, missing=sorted(info["missing_keys"]), wrong=sorted(mismatched))
@@ -64,6 +61,17 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
     return model, Card(
         preprocess, class_names_of(model), origin=Origin("huggingface", str(folder), processor=processor)
     )
+
+
+@contextlib.contextmanager
+def _no_progress_bar(transformers: Any) -> Iterator[None]:
+    shown = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.logging.enable_progress_bar()
 
 
 def _processor(transformers: Any, folder: Path) -> Any:
@@ -132,7 +140,8 @@ def save_folder(segmenter: Segmenter, folder: Path) -> None:
     if not segmenter.sigmoid and segmenter.class_names != class_names_of(model) and _are_named(segmenter):
         model.config.id2label = dict(enumerate(segmenter.class_names))
         model.config.label2id = {name: i for i, name in enumerate(segmenter.class_names)}
-    model.save_pretrained(folder)
+    with _no_progress_bar(library("transformers", "huggingface")):
+        model.save_pretrained(folder)
     processor = segmenter.origin.processor
     if processor is not None:
         if preprocess_of(processor) != segmenter.preprocess:

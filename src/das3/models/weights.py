@@ -101,7 +101,8 @@ def _load(path: Path) -> Any:
         foreign = get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # from before PyTorch 1.6, which can't be searched
         foreign = []
-    with safe_globals([(_Inert, name) for name in foreign]):
+    split = [name.rpartition(".") for name in foreign]
+    with safe_globals([type(name, (_Inert,), {"__module__": module}) for module, _, name in split]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
