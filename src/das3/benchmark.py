@@ -91,11 +91,19 @@ def run_benchmark(
     return rows
 
 
-def run_seed(
-    suite: Suite, seed: int, out: Path, methods: Sequence[str] = ("das3",), *, quiet: bool = True
-) -> list[dict[str, Any]]:
-    """Source, methods and oracle of one seed in this process; rows as of `run_benchmark`."""
-    rows = [row for kind in ("source", *methods, "oracle") for row in _rows(suite, kind, seed, out, {}, quiet)]
+def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
+    """Source model, das3 and oracle of one seed, in this process.
+
+    Args:
+        suite: the shift.
+        seed: of everything.
+        folder: gets source/, das3/ and oracle/; what is finished in it is kept.
+        quiet: show no progress.
+
+    Returns:
+        Rows as of `run_benchmark`.
+    """
+    rows = [row for kind in ("source", "das3", "oracle") for row in _rows(suite, kind, seed, folder, {}, quiet)]
     _add_gaps(rows)
     return rows
 
@@ -108,18 +116,18 @@ def _cell(
     if done.exists():
         return list(json.loads(done.read_text()))
     torch.set_num_threads(threads)
-    rows = _rows(suite, kind, seed, out, options, quiet=True)
+    rows = _rows(suite, kind, seed, out / str(seed), options, quiet=True)
     for row in rows:
         row["peak_mib"] = _peak_mib()
     write_atomically(done, json.dumps(rows, indent=1).encode())
     return rows
 
 
-def _rows(suite: Suite, kind: str, seed: int, out: Path, options: dict[str, Any], quiet: bool) -> list[dict[str, Any]]:
-    folder = out / str(seed) / kind
+def _rows(suite: Suite, kind: str, seed: int, base: Path, options: dict[str, Any], quiet: bool) -> list[dict[str, Any]]:
+    folder = base / kind
     resume = (folder / "recipe.yaml").exists()
     if kind in ("source", "oracle"):
-        summary = _supervised(suite, kind, seed, out, folder, resume, quiet)
+        summary = _supervised(suite, kind, seed, folder, resume, quiet)
     else:
         fields = {
             "stages": list(METHODS.get(kind, (kind,))),
@@ -128,7 +136,7 @@ def _rows(suite: Suite, kind: str, seed: int, out: Path, options: dict[str, Any]
             **options,
         }
         result = adapt(
-            out / str(seed) / "source",
+            base / "source",
             suite.target().images,
             out=folder,
             recipe=recipe_from(fields),
@@ -146,9 +154,7 @@ def _rows(suite: Suite, kind: str, seed: int, out: Path, options: dict[str, Any]
     ]
 
 
-def _supervised(
-    suite: Suite, kind: str, seed: int, out: Path, folder: Path, resume: bool, quiet: bool
-) -> dict[str, Any]:
+def _supervised(suite: Suite, kind: str, seed: int, folder: Path, resume: bool, quiet: bool) -> dict[str, Any]:
     """The source model, from random weights; or the oracle, from the source model's."""
     labelled = suite.source() if kind == "source" else suite.target()
     recipe = SourceRecipe(seed=seed, out=str(folder), size=suite.size, **getattr(suite, kind + "_options"))
@@ -162,8 +168,8 @@ def _supervised(
             model_args=dict(suite.model_args),
         )
     else:
-        segmenter = load_segmenter(out / str(seed) / "source")
-        recipe = replace(recipe, model=str(out / str(seed) / "source"))
+        source = folder.with_name("source")
+        segmenter, recipe = load_segmenter(source), replace(recipe, model=str(source))
     result = train_supervised(
         segmenter, labelled, recipe, evaluation=suite.test(), resume=resume, quiet=quiet, name=kind
     )

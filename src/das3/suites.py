@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from das3.data.labels import Labelled, open_labelled
+from das3.data.streets import Domain, Streets
 from das3.errors import DataError
 
 __all__ = ["SUITES", "Suite"]
@@ -86,7 +87,32 @@ def camvid_idd(data: Path | None) -> Suite:
     )
 
 
+@dataclass(frozen=True)
+class _Scenes:
+    """Rendered streets that worker processes render for themselves."""
+
+    domain: Domain
+    count: int
+    seed: int
+
+    def __call__(self) -> Labelled:
+        return Streets(self.domain, self.count, self.seed)
+
+
+def streets(data: Path | None = None) -> Suite:
+    """Rendered streets, sun to dusk: 10 classes, needs no data. The demo."""
+    return Suite(
+        "streets",
+        _Scenes("source", 400, 0),
+        _Scenes("target", 200, 0),
+        _Scenes("target", 100, 1000),
+        source_options={"steps": 400, "batch_size": 8, "lr": 3e-3, "crop": (96, 192)},
+        oracle_options={"steps": 250, "batch_size": 8, "lr": 2e-3, "crop": (96, 192)},
+    )
+
+
 SUITES: Mapping[str, Callable[[Path | None], Suite]] = {
+    "streets": streets,
     "camvid-dusk": camvid_dusk,
     "camvid-idd": camvid_idd,
 }

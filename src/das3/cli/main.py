@@ -19,7 +19,7 @@ from das3.recipe import plain_message
 
 __all__ = ["main"]
 
-_COMMANDS = ("train-source", "adapt", "evaluate")
+_COMMANDS = ("demo", "train-source", "adapt", "evaluate", "predict", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

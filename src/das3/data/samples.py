@@ -125,7 +125,9 @@ class Samples(Dataset[Sample]):
     def pick(self, n: int, salt: int = 0) -> int:
         """Index of the image that sample n shows: a fresh permutation for every epoch."""
         epoch, position = divmod(n, len(self.order))
-        return int(self.order[np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))[position]])
+        return int(
+            self.order[np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))[position]]
+        )
 
     def cut(self, index: int, rng: np.random.Generator) -> Sample:
         """One random view of image `index` and its maps."""
