@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from das3.entropy import entropy_of_probs, normalized_entropy
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction, negative_loss, positive_loss
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import reference
 from das3.pseudo_labels import (
     class_thresholds,
     negative_labels,

@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-import worlds
 
+import worlds
 from das3.api import adapt
 from das3.errors import RecipeError, TrainingError
 from das3.models import load_segmenter

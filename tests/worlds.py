@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLORS = {"source": [(200, 200, 255), (90, 90, 90), (200, 30, 30)], "target": [(90, 80, 120), (60, 50, 30), (150, 60, 20)]}
+COLORS = {
+    "source": [(200, 200, 255), (90, 90, 90), (200, 30, 30)],
+    "target": [(90, 80, 120), (60, 50, 30), (150, 60, 20)],
+}
 
 
 def write_world(folder: Path, domain: str, count: int = 8, seed: int = 0, size: tuple[int, int] = (48, 64)) -> Path:

@@ -78,7 +78,9 @@ def run_benchmark(
 
         def all_of(kinds: Sequence[str]) -> None:
             cells = [(seed, kind) for seed in seeds for kind in kinds]
-            futures = [pool.submit(_cell, chosen, kind, seed, out, threads, dict(options or {})) for seed, kind in cells]
+            futures = [
+                pool.submit(_cell, chosen, kind, seed, out, threads, dict(options or {})) for seed, kind in cells
+            ]
             for future in futures:
                 for row in future.result():
                     rows.append(row)
@@ -108,9 +110,7 @@ def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> l
     return rows
 
 
-def _cell(
-    suite: Suite, kind: str, seed: int, out: Path, threads: int, options: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _cell(suite: Suite, kind: str, seed: int, out: Path, threads: int, options: dict[str, Any]) -> list[dict[str, Any]]:
     """One cell in a process of its own, whose peak memory is the cell's."""
     done = out / str(seed) / f"{kind}.json"
     if done.exists():
@@ -205,7 +205,11 @@ def _peak_mib() -> int:
 def _commit() -> str | None:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -41,7 +41,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise TrainingError(f"can't write {path} ({error.strerror}); free some space, then go on with --resume") from error
+        raise TrainingError(
+            f"can't write {path} ({error.strerror}); free some space, then go on with --resume"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -79,5 +79,3 @@ def _save(path: Path, rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> N
     buffer = io.BytesIO()
     grid(rows, titles, scale=2).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
-
-

@@ -1,7 +1,7 @@
 """The one training loop: adaptation stages, rivals, source training and the oracle all run here.
 
-Lightning Fabric does device placement, mixed precision and processes: it wraps a loop that stays ours to read, whereas a
-Trainer would own it, and its precision plugins also cover fp16 loss scaling with gradient clipping.
+Lightning Fabric does device placement, mixed precision and processes: it wraps a loop that stays ours to read, whereas
+a Trainer would own it, and its precision plugins also cover fp16 loss scaling with gradient clipping.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def predict_labels(
 
     Args:
         segmenter: the model.
-        image: H×W×3 uint8 RGB, or a file, which Pillow decodes whole (3 bytes a pixel, the prediction is what is large).
+        image: H×W×3 uint8 RGB, or a file, which is decoded whole (3 bytes a pixel; the prediction is what is large).
         size: see `predict_probs`; a tile is zoomed by the factor that the whole image would be.
         flip, scales: see `predict_probs`.
         tile: side of a tile in pixels of the image; None predicts whole up to about 4 million pixels after resizing and
@@ -166,5 +166,3 @@ def _ramp(length: int, tile: int, overlap: float) -> Tensor:
     edge = max(1.0, tile * overlap)
     place = torch.arange(length) + 0.5
     return (torch.minimum(place, length - place) / edge).clamp(max=1.0)
-
-

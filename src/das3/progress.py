@@ -1,4 +1,4 @@
-"""What a person sees while das3 works: a live display on a terminal, a line now and then elsewhere, nothing if quiet."""
+"""What a person sees while das3 works: a live display on a terminal, else a line now and then, nothing if quiet."""
 
 from __future__ import annotations
 

@@ -47,9 +47,7 @@ def class_thresholds(
     return thresholds
 
 
-def positive_labels(
-    probs: Tensor, *, share: float, valid: Tensor | None = None, ignore_index: int = 255
-) -> Tensor:
+def positive_labels(probs: Tensor, *, share: float, valid: Tensor | None = None, ignore_index: int = 255) -> Tensor:
     """Class ids of the pixels that are sure enough for their class in their image.
 
     Args:

@@ -20,7 +20,17 @@ from das3.engine import LoopOptions
 from das3.errors import RecipeError
 from das3.stages import StageOptions, find_stage, stage_types
 
-__all__ = ["ModelOptions", "Recipe", "RunOptions", "add_options", "filled", "load_recipe", "recipe_from", "recipe_names", "recipe_path"]
+__all__ = [
+    "ModelOptions",
+    "Recipe",
+    "RunOptions",
+    "add_options",
+    "filled",
+    "load_recipe",
+    "recipe_from",
+    "recipe_names",
+    "recipe_path",
+]
 
 T = TypeVar("T")
 
@@ -74,7 +84,7 @@ class RunOptions(LoopOptions, ModelOptions):
         precision: auto, 32, bf16 or 16 (mixed).
         cache_gib: images are decoded once and kept in memory if they fit into this many GiB.
         eval_images: images to measure mIoU on; never trained on.
-        eval_labels: their labels, a parallel folder.
+        eval_labels: their labels, a parallel folder; none for a published data set.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
     """
@@ -94,8 +104,8 @@ class RunOptions(LoopOptions, ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.eval_images is None) != (self.eval_labels is None):
-            raise RecipeError("--eval-images and --eval-labels go together; give both or neither")
+        if self.eval_images is None and self.eval_labels is not None:
+            raise RecipeError("--eval-labels needs --eval-images; give both or neither")
         if self.seed < 0:
             raise RecipeError(f"seed can't be negative, got {self.seed}")
         if self.crop is not None and min(self.crop) < 1:
@@ -259,4 +269,3 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
 def recipe_names() -> list[str]:
     """Names of the recipes that come with das3."""
     return sorted(f.name.removesuffix(".yaml") for f in files("das3.recipes").iterdir() if f.name.endswith(".yaml"))
-

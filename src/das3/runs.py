@@ -1,11 +1,11 @@
 """A run folder: what is in it, how it is begun and taken up again, and the stages' way through it.
 
-    RUN/recipe.yaml      the resolved recipe
-    RUN/metrics.jsonl    losses every few steps          RUN/tensorboard/  the same
-    RUN/checkpoints/     last.pt, and the weights after each stage
-    RUN/work/            pseudo labels
-    RUN/model/           the model, in the format it came in
-    RUN/summary.json     what came out
+RUN/recipe.yaml      the resolved recipe
+RUN/metrics.jsonl    losses every few steps          RUN/tensorboard/  the same
+RUN/checkpoints/     last.pt, and the weights after each stage
+RUN/work/            pseudo labels
+RUN/model/           the model, in the format it came in
+RUN/summary.json     what came out
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class SourceRecipe(RunOptions, StageOptions):
     """Options of a supervised training.
 
     Attributes:
-        labels: labels of the images, a parallel folder.
+        labels: labels of the images, a parallel folder; none for a published data set.
         steps: optimiser steps.
         color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
     """
@@ -138,7 +138,7 @@ def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = Fa
     Raises:
         RecipeError, DataError, ModelError: before training, if something does not fit.
     """
-    for option in ("images", "labels", "out"):
+    for option in ("images", "out"):
         if getattr(recipe, option) is None:
             raise RecipeError(f"--{option} is missing; see `das3 train-source --help`")
     labelled = open_labelled(

@@ -1,4 +1,4 @@
-"""The benchmark's suites: a labelled source, an unlabelled target, a labelled test, and how the source model is trained."""
+"""The benchmark's suites: a labelled source, an unlabelled target, a labelled test, and the source model's training."""
 
 from __future__ import annotations
 

@@ -359,6 +359,15 @@ def test_evaluation_on_a_split_without_labels(tmp_path: Path) -> None:
         open_labelled(f"acdc:{tmp_path}?split=test")
 
 
+def test_conditions_with_labels_of_two_forms(tmp_path: Path) -> None:
+    trees.acdc(tmp_path)
+    for path in (tmp_path / "gt/fog/val").rglob("*_gt_labelIds.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"come as _gt_labelTrainIds\.png and _gt_labelIds\.png"):
+        open_published("acdc", tmp_path, "val")
+    assert len(open_labels("acdc", tmp_path, "val", "night")) == 1
+
+
 def test_missing_labels_and_unknown_ids(tmp_path: Path) -> None:
     trees.cityscapes(tmp_path)
     gone = tmp_path / "gtFine/val/zurich/zurich_000001_000019_gtFine_labelIds.png"

@@ -33,11 +33,12 @@ def run(given: Namespace) -> None:
     """Run the grid and print mean ± standard deviation over the seeds."""
     data = Path(given.data) if given.data else None
     out = Path(given.out)
-    rows = run_benchmark(
-        given.suite, out, data=data, methods=given.methods, seeds=range(given.seeds), jobs=given.jobs
-    )
+    rows = run_benchmark(given.suite, out, data=data, methods=given.methods, seeds=range(given.seeds), jobs=given.jobs)
     gaps = mean_and_spread(rows, "gap_closed")
     for (method, stage), (mean, spread) in mean_and_spread(rows).items():
         gap = gaps.get((method, stage))
-        print(f"{method:<10} {stage:<12} {mean:6.2f} ± {spread:.2f}" + (f"   gap closed {100 * gap[0]:5.1f} %" if gap else ""))
+        print(
+            f"{method:<10} {stage:<12} {mean:6.2f} ± {spread:.2f}"
+            + (f"   gap closed {100 * gap[0]:5.1f} %" if gap else "")
+        )
     print(out / f"{given.suite}.json")

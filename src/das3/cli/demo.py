@@ -19,7 +19,9 @@ Needs no data and no GPU: streets are rendered, a small model is trained on sunn
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--out", type=str, default="runs/demo", help="folder of the demo; one that was interrupted goes on")
+    parser.add_argument(
+        "--out", type=str, default="runs/demo", help="folder of the demo; one that was interrupted goes on"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the source model and the adaptation")
     add_flags(parser, "quiet")
 

@@ -33,7 +33,7 @@ class EvaluateOptions(ModelOptions):
 
     Attributes:
         images: folder of images.
-        labels: their labels, a parallel folder.
+        labels: their labels, a parallel folder; none for a published data set.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
         flip: average the prediction with the mirrored image's.
@@ -63,8 +63,8 @@ def add(parser: ArgumentParser) -> None:
 def run(given: Namespace) -> None:
     """Measure, print a table and write the file if one is named."""
     options = filled(EvaluateOptions, given)
-    if options.images is None or options.labels is None:
-        raise RecipeError("--images and --labels are both needed; see `das3 evaluate --help`")
+    if options.images is None:
+        raise RecipeError("--images is missing; see `das3 evaluate --help`")
     segmenter = open_model(options)
     labelled = open_labelled(
         options.images,

@@ -85,4 +85,3 @@ def _comma_list(argument: str) -> tuple[str, str]:
 def _fail(message: str) -> int:
     print(f"das3: error: {message}", file=sys.stderr)
     return 2
-

@@ -69,13 +69,18 @@ def _grey_to_rgb(grey: NDArray[Any]) -> NDArray[np.uint8]:
 @contextmanager
 def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """The file as a Pillow image; whatever goes wrong inside is a DataError that names the file."""
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns beyond this and refuses twice as much
-        with Image.open(path) as image:
+        with _open(path) as image:
             yield image
     except Exception as error:  # a broken file makes Pillow's parsers trip in any way there is
         raise DataError(f"can't read {what} {path} ({_reason(error)}); repair the file or take it out") from error
+
+
+def _open(path: str | Path) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns beyond this and refuses twice as much
+        return Image.open(path)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 

@@ -143,7 +143,7 @@ class Samples(Dataset[Sample]):
 
 
 def auto_crop(sizes: Sequence[tuple[int, int]], largest: int = 512) -> tuple[int, int]:
-    """A crop for images of these (height, width): their median, at most `largest`, in multiples of 32 where it can be."""
+    """A crop for images of these (height, width): their median, at most `largest`, a multiple of 32 where it can be."""
     median = np.median(np.asarray(sizes), axis=0)
     height, width = (int(min(m, largest)) for m in median)
     return tuple(max(s // 32 * 32, min(s, 32)) for s in (height, width))  # type: ignore[return-value]

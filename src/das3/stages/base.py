@@ -120,4 +120,3 @@ def parameter_groups(
             lr = options.lr * (options.head_lr_factor if id(parameter) in head else 1.0)
             groups.setdefault((lr, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
     return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-

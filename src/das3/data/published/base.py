@@ -156,6 +156,9 @@ class PublishedDataset(ABC):
             labels = self._first(form.folders)
             expected = [labels / f"{stem}{form.ending}" for stem in stems.values()] if labels else []
             if labels and any(path.is_file() for path in expected):
+                if found.form and found.form.ending != form.ending:
+                    forms = f"{found.form.ending} and {form.ending}"
+                    raise DataError(f"{self.name}: labels of {split} come as {forms}; keep one form for all conditions")
                 found.labels += expected
                 found.form = form
                 return
