@@ -98,7 +98,7 @@ class Bench:
         store = LabelStore(self.folder / name, self.images.names)
         world, rank = self.fabric.world_size, self.fabric.global_rank
         # Whole groups are made anew, not single images: a batch of another size would round differently.
-        missing = [g for g in self.groups()[rank::world] if not all(i in store for i in g)]
+        missing = [g for g in self.groups()[rank::world] if not all(store.has(i) for i in g)]
         was_training = self.segmenter.training
         self.segmenter.eval()
         batches = zip(missing, self.batches(missing), strict=True)
@@ -112,7 +112,7 @@ class Bench:
     def predict(self, batch: Tensor, *, flip: bool = False) -> Tensor:
         """Probabilities B×C×H×W float32 of a batch of images."""
         with self.fabric.autocast():
-            probs = self.segmenter(batch).float().softmax(dim=1)
+            probs: Tensor = self.segmenter(batch).float().softmax(dim=1)
             if flip:
                 probs = (probs + self.segmenter(batch.flip(-1)).float().softmax(dim=1).flip(-1)) / 2
         return probs

@@ -1,4 +1,4 @@
-"""Checkpoints that survive kill -9: written beside, synced, then renamed into place; read without running pickled code."""
+"""Checkpoints that survive kill -9: written beside, synced, renamed into place; read without running pickled code."""
 
 from __future__ import annotations
 

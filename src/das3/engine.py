@@ -115,7 +115,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int | st
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
     if precision not in names:
         raise RecipeError(f"precision must be auto, 32, bf16 or 16, got {precision!r}")
-    return Fabric(accelerator=device, devices=devices, precision=names[precision])  # type: ignore[arg-type]
+    return Fabric(accelerator=device, devices=devices, precision=names[precision])
 
 
 def learning_rate(step: int, steps: int, *, warmup: float, power: float) -> float:
@@ -124,7 +124,7 @@ def learning_rate(step: int, steps: int, *, warmup: float, power: float) -> floa
     Source: the "poly" schedule of DeepLab.
     """
     rising = max(1, round(warmup * steps))
-    return min(1.0, (step + 1) / rising) * max(0.0, 1 - step / steps) ** power
+    return float(min(1.0, (step + 1) / rising) * max(0.0, 1 - step / steps) ** power)
 
 
 def step_seed(seed: tuple[int, ...], step: int) -> int:

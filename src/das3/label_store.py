@@ -31,8 +31,9 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __contains__(self, i: object) -> bool:
-        return isinstance(i, int) and self.path(i).is_file()
+    def has(self, i: int) -> bool:
+        """Whether the arrays of image i have been made."""
+        return self.path(i).is_file()
 
     def write(self, i: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Store the arrays of image i; a kill leaves the file whole or not there."""

@@ -25,7 +25,8 @@ def pick_classes(labels: Tensor, rng: np.random.Generator, *, ignore_index: int 
     present = labels.unique()
     present = present[present != ignore_index]
     order = torch.from_numpy(rng.permutation(len(present)))
-    return present[order[: (len(present) + 1) // 2].to(present.device)]
+    picked: Tensor = present[order[: (len(present) + 1) // 2].to(present.device)]
+    return picked
 
 
 def class_mix(

@@ -28,7 +28,8 @@ def colorize(labels: NDArray[np.uint8], colors: NDArray[np.uint8]) -> NDArray[np
     """H×W class ids to H×W×3 RGB; ignored pixels are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
-    return table[labels]
+    painted: NDArray[np.uint8] = table[labels]
+    return painted
 
 
 def overlay(

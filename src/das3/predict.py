@@ -54,7 +54,7 @@ def predict_probs(
         C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
     """
     device = next(segmenter.parameters()).device
-    height, width = resized_shape(image.shape[:2], size or segmenter.preprocess.size)  # type: ignore[arg-type]
+    height, width = resized_shape(image.shape[:2], size or segmenter.preprocess.size)
     pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
     total: Tensor | None = None
     with evaluation_mode(segmenter):
@@ -107,7 +107,7 @@ def predict_labels(
         from das3.data.images import read_image
 
         image = read_image(image)
-    shape: tuple[int, int] = image.shape[:2]  # type: ignore[assignment]
+    shape: tuple[int, int] = image.shape[:2]
     own = size or segmenter.preprocess.size
     target = resized_shape(shape, own)
     if tile is None:

@@ -53,7 +53,7 @@ class _Folder:
         return open_labelled(self.root / "images", self.root / "labels", self.classes, class_map=self.class_map)
 
 
-_REAL = {
+_REAL: dict[str, Any] = {
     "size": 180,
     "source_options": {"steps": 500, "batch_size": 8, "lr": 2e-3, "color": 0.2},
     "oracle_options": {"steps": 300, "batch_size": 8, "lr": 1e-3, "color": 0.2},

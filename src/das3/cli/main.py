@@ -68,18 +68,19 @@ def _parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
     return parser, modules
 
 
+_LISTS = ("--stages", "--methods", "--scales", "--class-names")
+
+
 def _brackets(arguments: list[str]) -> list[str]:
-    """Let lists be written as `a,b` where the parser wants `[a,b]`."""
-    return [
-        f"{option}[{value}]" if value else argument
-        for argument in arguments
-        for option, value in [_comma_list(argument)]
-    ]
-
-
-def _comma_list(argument: str) -> tuple[str, str]:
-    match = re.fullmatch(r"(--[\w.-]+=)?([\w.:+-]+(?:,[\w.:+-]+)+)", argument)
-    return (match.group(1) or "", match.group(2)) if match else ("", "")
+    """Let lists be written as `a,b`, or `a` alone, where the parser wants `[a,b]`."""
+    written = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        plain = re.fullmatch(r"[\w.:+-]+(,[\w.:+-]+)*", value) and not value.startswith("--")
+        if plain and ("," in value or option in _LISTS):
+            value = f"[{value}]"
+        written.append(f"{option}={value}" if equals else value if not argument.startswith("--") else argument)
+    return written
 
 
 def _fail(message: str) -> int:

@@ -29,7 +29,7 @@ def add_recipe(parser: ArgumentParser) -> None:
 
 
 def recipe_first(arguments: list[str]) -> list[str]:
-    """Check `--recipe X`, replace a name by its file and move it to the front, so that every other option wins over it."""
+    """Check `--recipe X`, replace a name by its file and move it to the front, so that other options win over it."""
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--recipe":

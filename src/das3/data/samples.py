@@ -53,14 +53,14 @@ class View:
         window = [max(1, round(c / zoom)) for c in self.crop]
         corner = [int(rng.integers(max(0, size - w) + 1)) for size, w in zip(image.shape[:2], window, strict=True)]
         mirrored = self.flip and rng.random() < 0.5
-        area = (..., *(slice(c, c + w) for c, w in zip(corner, window, strict=True)))
+        top, left = (slice(c, c + w) for c, w in zip(corner, window, strict=True))
 
-        pixels = torch.from_numpy(image[area[1:]].transpose(2, 0, 1).astype(np.float32)).div_(255)
+        pixels = torch.from_numpy(image[top, left].transpose(2, 0, 1).astype(np.float32)).div_(255)
         sample = {"image": _resize(pixels, window, self.crop, "bilinear", 0)}
         everywhere = torch.ones(pixels.shape[-2:], dtype=torch.uint8)
         sample["valid"] = _resize(everywhere, window, self.crop, "nearest-exact", 0).bool()
         for name, values in maps.items():
-            cut = torch.from_numpy(np.array(values[area]))
+            cut = torch.from_numpy(np.array(values[..., top, left]))
             sample[name] = _resize(cut, window, self.crop, "nearest-exact", IGNORE if cut.ndim == 2 else 0)
         if mirrored:
             sample = {name: value.flip(-1) for name, value in sample.items()}

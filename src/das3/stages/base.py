@@ -62,10 +62,10 @@ class StageOptions:
         return {}
 
 
-Options = TypeVar("Options", bound=StageOptions)
+OptionsT = TypeVar("OptionsT", bound=StageOptions)
 
 
-class Stage(nn.Module, ABC, Generic[Options]):
+class Stage(nn.Module, ABC, Generic[OptionsT]):
     """One method, or one step of a method: what it prepares, what it trains, its loss.
 
     A stage is a module so that whatever it carries from step to step (a running estimate, a teacher) is a buffer or a
@@ -80,7 +80,7 @@ class Stage(nn.Module, ABC, Generic[Options]):
     name: ClassVar[str]
     Options: ClassVar[type[StageOptions]] = StageOptions
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: OptionsT) -> None:
         super().__init__()
         self.options = options
         self.pseudo_labels: LabelStore | None = None
