@@ -52,7 +52,7 @@ class Bench:
     folder: Path
     seed: tuple[int, ...]
     crop: tuple[int, int]
-    batch_size: int = 4
+    batch_size: int = 8
     track: Callable[[Iterable[T], str, int], Iterable[T]] = field(default=_no_progress)
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:

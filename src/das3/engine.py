@@ -47,7 +47,7 @@ class LoopOptions:
         checkpoint_every: steps between two checkpoints.
     """
 
-    batch_size: int = 4
+    batch_size: int = 8
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
@@ -164,6 +164,7 @@ def train(
     settings: StageOptions = stage.options
     if settings.steps == 0:
         return
+    flags = [(p, p.requires_grad) for p in segmenter.parameters()]
     groups = parameter_groups(segmenter, stage.trainable(segmenter), settings, options.weight_decay)
     optimizer = _optimizer(groups, options)
     model, optimizer = fabric.setup(segmenter, optimizer)
@@ -199,7 +200,8 @@ def train(
             report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
         if saving:
             save(StepState(done, optimizer.state_dict(), stage.state_dict()))
-    segmenter.requires_grad_(True)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
     segmenter.eval()
 
 

@@ -38,7 +38,8 @@ def overlay(
     """Class colours over the image, H×W×3; ignored pixels show the image."""
     painted = colorize(labels, colors).astype(np.float32)
     share = np.where(labels == IGNORE, 0.0, opacity)[..., None]
-    return (image * (1 - share) + painted * share).round().astype(np.uint8)
+    blended: NDArray[np.uint8] = (image * (1 - share) + painted * share).round().astype(np.uint8)
+    return blended
 
 
 def grid(rows: Sequence[Sequence[NDArray[np.uint8]]], titles: Sequence[str], scale: int = 1) -> Image.Image:

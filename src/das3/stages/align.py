@@ -36,6 +36,7 @@ class AlignOptions(StageOptions):
             model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
     """
 
+    steps: int = 150
     alpha: float = 1.0
     gamma: float = 5.0
     detach_focus: bool = True

@@ -34,7 +34,7 @@ class StageOptions:
         blur: probability of a random Gaussian blur.
     """
 
-    steps: int = 300
+    steps: int = 200
     lr: float = 1e-4
     head_lr_factor: float = 1.0
     norm: NormMode = "batch"
@@ -109,9 +109,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimiser groups: the classifier with its own rate; no weight decay on biases and norm layers.
 
-    Freezes everything that is not trained.
+    Freezes everything that is not trained. Parameters that came frozen stay so (Caffe-style norm layers), unless all
+    did, as in a network that was put away for inference.
     """
-    chosen = {id(p) for p in trainable}
+    partly = any(p.requires_grad for p in segmenter.model.parameters())
+    chosen = {id(p) for p in trainable if p.requires_grad or not partly}
     head = {id(p) for p in segmenter.classifier_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in segmenter.model.parameters():

@@ -30,6 +30,9 @@ class PropagateOptions(StageOptions):
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
 
+    lr: float = 3e-4
+    color: float = 0.3
+    blur: float = 0.3
     easy_share: float = 0.3
     mix: bool = True
     flip: bool = False

@@ -30,6 +30,9 @@ class SelfTrainOptions(StageOptions):
         rounds: how often the labels are made anew and the stage is run.
     """
 
+    lr: float = 3e-4
+    color: float = 0.3
+    blur: float = 0.3
     share: float = 0.5
     negative_threshold: float = 0.05
     negative: float = 1.0
