@@ -2,83 +2,183 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from das3.data.images import Size, resized_shape
-from das3.segmenter import Segmenter
+from das3.checkpoints import write_atomically
+from das3.data.images import Size, resize_image, resized_shape
+from das3.errors import ModelError, RecipeError
+from das3.pictures import overlay
+from das3.rasters import PngWriter, Rows, open_rows
+from das3.segmenter import Segmenter, evaluating
 
-__all__ = ["evaluation_mode", "predict_labels", "predict_probs"]
+__all__ = ["predict_batch", "predict_labels", "predict_probs", "predict_to_file", "write_prediction"]
 
 WHOLE_PIXELS = 4_200_000
-"""Images of more pixels (after resizing) than this are predicted in tiles unless told otherwise."""
+"""Images of more pixels (of the network's input) than this are predicted in tiles unless told otherwise."""
+
+TILE = 1024
+"""Side of those tiles, in pixels of the network's input."""
+
+_GRID = 32  # tiles begin at multiples of this, so that a network's strides fall on the same pixels in all of them
+_SMALLEST = 2 * _GRID
+_VALUES = 2**24  # probabilities that are made at once when an image is predicted whole: 64 MiB
+
+Source = NDArray[np.uint8] | str | Path
 
 
-@contextmanager
-def evaluation_mode(segmenter: Segmenter) -> Iterator[None]:
-    """eval() and no gradients inside; the mode is restored."""
-    was_training = segmenter.training
-    segmenter.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        segmenter.train(was_training)
+@dataclass(frozen=True)
+class _How:
+    """What is predicted with, and how."""
+
+    segmenter: Segmenter
+    size: Size = None
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise RecipeError(f"--scales must be positive zooms such as 0.75,1,1.25, got {list(self.scales)}")
+
+    def input_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that an image of this shape has at scale 1 before the network."""
+        return resized_shape(shape, self.size if self.size is not None else self.segmenter.preprocess.size)
+
+    def views(self, images: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> list[Tensor]:
+        """Logits B×C×h×w of the images at `shape` and every zoom of it, mirrored ones turned back."""
+        found = []
+        for scale in self.scales:
+            zoomed = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
+            batch = torch.from_numpy(np.stack([resize_image(image, zoomed) for image in images]))
+            pixels = batch.to(_device(self.segmenter)).permute(0, 3, 1, 2).float() / 255
+            found.append(self.segmenter(pixels).float())
+            if self.flip:
+                found.append(self.segmenter(pixels.flip(-1)).float().flip(-1))
+        return found
+
+    def probs(self, views: Sequence[Tensor], shape: tuple[int, int], top: int, bottom: int) -> Tensor:
+        """Mean probabilities B×C×(bottom − top)×W of rows of images of this shape."""
+        total: Tensor | None = None
+        for logits in views:
+            probs = _upsampled_rows(logits, shape, top, bottom, self.segmenter.align_corners).softmax(dim=1)
+            total = probs if total is None else total.add_(probs)
+        assert total is not None
+        return total if len(views) == 1 else total.div_(len(views))
 
 
-def predict_probs(
+def _device(segmenter: Segmenter) -> torch.device:
+    return next(segmenter.parameters()).device
+
+
+def _upsampled_rows(logits: Tensor, shape: tuple[int, int], top: int, bottom: int, align_corners: bool) -> Tensor:
+    """Rows `top` to `bottom` of B×C×h×w logits resized to `shape`, without making the others."""
+    height, width = logits.shape[-2:]
+    if height == shape[0]:
+        rows = logits[..., top:bottom, :]
+    else:
+        place = torch.arange(top, bottom, dtype=torch.float64)
+        if align_corners:
+            place *= (height - 1) / max(1, shape[0] - 1)
+        else:
+            place = ((place + 0.5) * (height / shape[0]) - 0.5).clamp_(0, height - 1)
+        above = place.long()
+        share = (place - above).float().to(logits.device)[:, None]
+        above = above.to(logits.device)
+        rows = logits[..., above, :].lerp(logits[..., (above + 1).clamp(max=height - 1), :], share)
+    if width == shape[1]:
+        return rows
+    return F.interpolate(rows, size=(bottom - top, shape[1]), mode="bilinear", align_corners=align_corners)
+
+
+# Not torch.inference_mode: what a network keeps from one call to the next (position tables) could not be trained with.
+_no_grad = torch.no_grad
+
+
+def predict_batch(
     segmenter: Segmenter,
-    image: NDArray[np.uint8],
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
     *,
     size: Size = None,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> Tensor:
-    """Class probabilities of one image, predicted whole.
+    """Class probabilities of images of equal size, predicted whole in one batch.
 
     Args:
-        segmenter: the model, on any device.
-        image: H×W×3 uint8 RGB.
-        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None.
-        flip: average with the mirrored image's prediction.
+        segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
+        images: B images H×W×3 uint8 RGB.
+        size: what the images are resized to before the network; the segmenter's own `preprocess.size` when None.
+        flip: average with the mirrored images' predictions.
         scales: average over these zooms of the network's input.
 
     Returns:
-        C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
+        B×C×H×W float32 at the images' own size, on the segmenter's device; the mean of the views' softmax of bilinearly
+        upsampled logits, so each pixel sums to 1.
+
+    Raises:
+        ValueError: if the images differ in size.
+        RecipeError: if a scale is not positive.
     """
-    device = next(segmenter.parameters()).device
-    height, width = resized_shape(image.shape[:2], size or segmenter.preprocess.size)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float() / 255
-    total: Tensor | None = None
-    with evaluation_mode(segmenter):
-        for scale in scales:
-            shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-            for mirrored in (False, True) if flip else (False,):
-                scaled = _zoom(pixels, shape)
-                logits = segmenter(scaled.flip(-1) if mirrored else scaled).float()
-                logits = logits.flip(-1) if mirrored else logits
-                probs = F.interpolate(logits, size=image.shape[:2], mode="bilinear").softmax(dim=1)[0]
-                total = probs if total is None else total + probs
-    assert total is not None
-    return total / total.sum(dim=0, keepdim=True)
+    shapes = {image.shape[:2] for image in images}
+    if len(shapes) != 1:
+        raise ValueError(f"a batch needs images of one size, got {sorted(shapes)}")
+    (shape,) = shapes
+    how = _How(segmenter, size, flip, scales)
+    with evaluating(segmenter), _no_grad():
+        return how.probs(how.views(images, how.input_shape(shape)), shape, 0, shape[0])
 
 
-def _zoom(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
-    if pixels.shape[-2:] == shape:
-        return pixels
-    return F.interpolate(pixels, size=shape, mode="bilinear", antialias=True).clamp(0, 1)
+def predict_probs(
+    segmenter: Segmenter,
+    image: Source,
+    *,
+    size: Size = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    tile: int | None = None,
+    overlap: float = 0.25,
+) -> Tensor:
+    """Class probabilities of one image.
+
+    Args:
+        segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
+        image: H×W×3 uint8 RGB, or a file.
+        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None. A tile is
+            zoomed by the factor that the whole image would be.
+        flip: average with the mirrored image's prediction.
+        scales: average over these zooms of the network's input.
+        tile: side of a tile in pixels of the image, 64 at least, rounded up to a multiple of 32. None: whole up to
+            `WHOLE_PIXELS`, in tiles beyond.
+        overlap: least share of a tile that the next one covers again, in [0, 0.5]. The outer quarter of the overlap does
+            not count, then a tile's weight rises linearly.
+
+    Returns:
+        C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
+
+    Raises:
+        RecipeError: if a scale, the tile or the overlap can't be used.
+        DataError: if the file can't be read.
+    """
+    how = _How(segmenter, size, flip, scales)
+    with open_rows(image) as rows, evaluating(segmenter), _no_grad():
+        found = torch.empty((segmenter.num_classes, *rows.shape), device=_device(segmenter))
+        for top, left, probs in _blocks(how, rows, tile, overlap):
+            found[:, top : top + probs.shape[1], left : left + probs.shape[2]] = probs
+    return found
 
 
 def predict_labels(
     segmenter: Segmenter,
-    image: NDArray[np.uint8] | Path,
+    image: Source,
     *,
     size: Size = None,
     flip: bool = False,
@@ -86,83 +186,221 @@ def predict_labels(
     tile: int | None = None,
     overlap: float = 0.25,
 ) -> NDArray[np.uint8]:
-    """Class ids of one image; in tiles where it is too large to be predicted whole.
+    """Most probable class of each pixel; the probabilities of the whole image are never in memory at once.
 
-    The probabilities of a band of tiles are blended with weights that fall towards the tiles' edges; only that band and
-    the one-byte result are in memory.
-
-    Args:
-        segmenter: the model.
-        image: H×W×3 uint8 RGB, or a file, which is decoded whole (3 bytes a pixel; the prediction is what is large).
-        size: see `predict_probs`; a tile is zoomed by the factor that the whole image would be.
-        flip, scales: see `predict_probs`.
-        tile: side of a tile in pixels of the image; None predicts whole up to about 4 million pixels after resizing and
-            in tiles of 1024 beyond.
-        overlap: share of a tile that the next one covers again, in [0, 0.5].
+    Args and errors are those of `predict_probs`.
 
     Returns:
         H×W uint8.
+
+    Raises:
+        ModelError: if there are more than 256 classes.
     """
-    if isinstance(image, Path):
-        from das3.data.images import read_image
-
-        image = read_image(image)
-    shape: tuple[int, int] = image.shape[:2]
-    own = size or segmenter.preprocess.size
-    target = resized_shape(shape, own)
-    if tile is None:
-        tile = 1024 if target[0] * target[1] > WHOLE_PIXELS else max(shape)
-    if max(shape) <= tile:
-        probs = predict_probs(segmenter, image, size=own, flip=flip, scales=scales)
-        return probs.argmax(dim=0).to(torch.uint8).cpu().numpy()
-    zoom = (target[0] / shape[0], target[1] / shape[1])
-    labels = np.zeros(shape, np.uint8)
-    rows = _starts(shape[0], tile, overlap)
-    pending: Tensor | None = None  # weighted probabilities of rows that the next band still adds to
-    for number, top in enumerate(rows):
-        band = _band(segmenter, image[top : top + tile], tile, overlap, zoom, flip, scales)
-        if pending is not None:
-            band[:, : pending.shape[1]] += pending
-        done = (rows[number + 1] if number + 1 < len(rows) else shape[0]) - top
-        labels[top : top + done] = band[:, :done].argmax(dim=0).to(torch.uint8).cpu().numpy()
-        pending = band[:, done:]
-    return labels
+    return label_tensor(segmenter, image, size=size, flip=flip, scales=scales, tile=tile, overlap=overlap).cpu().numpy()
 
 
-def _band(
+def label_tensor(
     segmenter: Segmenter,
-    strip: NDArray[np.uint8],
-    tile: int,
-    overlap: float,
-    zoom: tuple[float, float],
-    flip: bool,
-    scales: Sequence[float],
+    image: Source,
+    *,
+    size: Size = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    tile: int | None = None,
+    overlap: float = 0.25,
 ) -> Tensor:
-    """Weighted sums of the probabilities of one row of tiles, C×h×W."""
-    height, width = strip.shape[:2]
-    total: Tensor | None = None
-    for left in _starts(width, tile, overlap):
-        piece = strip[:, left : left + tile]
-        shape = (max(1, round(height * zoom[0])), max(1, round(piece.shape[1] * zoom[1])))
-        probs = predict_probs(segmenter, piece, size=shape, flip=flip, scales=scales)
-        if total is None:
-            total = probs.new_zeros((probs.shape[0], height, width))
-        window = _ramp(height, tile, overlap)[:, None] * _ramp(piece.shape[1], tile, overlap)[None]
-        total[:, :, left : left + tile] += probs * window.to(probs)
-    assert total is not None
-    return total
+    """`predict_labels`, left on the segmenter's device."""
+    how = _How(segmenter, size, flip, scales)
+    with open_rows(image) as rows, evaluating(segmenter), _no_grad():
+        return torch.cat(list(_label_bands(how, rows, tile, overlap)))
 
 
-def _starts(length: int, tile: int, overlap: float) -> list[int]:
-    """First pixels of tiles that cover `length`, the last flush with the end."""
-    if length <= tile:
-        return [0]
-    count = -(-(length - tile) // max(1, round(tile * (1 - overlap)))) + 1
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+def predict_to_file(
+    segmenter: Segmenter,
+    image: Source,
+    out: str | Path,
+    *,
+    size: Size = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    tile: int | None = None,
+    overlap: float = 0.25,
+    values: Sequence[int] | None = None,
+) -> Path:
+    """Label an image into a PNG, row by row.
+
+    In tiles, memory holds one band of the image, one of labels, one tile's probabilities and those of the overlap with
+    the next band (C × overlap × W float32); of which files more is needed, `das3.rasters.open_rows` says. An image that
+    the model resizes to few pixels is not tiled by itself; it is read whole.
+
+    Args:
+        segmenter, image, size, flip, scales, tile, overlap: see `predict_probs`.
+        out: the file, 8-bit grey.
+        values: what stands for each class in the file; the class ids when None. (0, 255) writes a mask.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ModelError, RecipeError, DataError: as `predict_labels`.
+    """
+    how, table = _How(segmenter, size, flip, scales), _value_table(values)
+    with open_rows(image) as rows, evaluating(segmenter), _no_grad(), PngWriter(out, rows.shape) as file:
+        for band in _label_bands(how, rows, tile, overlap):
+            file.write(table[band.cpu().numpy()])
+    return Path(out)
 
 
-def _ramp(length: int, tile: int, overlap: float) -> Tensor:
-    """Weights that rise from the edges to 1 over the overlap; never 0, so that every pixel has one."""
-    edge = max(1.0, tile * overlap)
-    place = torch.arange(length) + 0.5
-    return (torch.minimum(place, length - place) / edge).clamp(max=1.0)
+def _label_bands(how: _How, rows: Rows, tile: int | None, overlap: float) -> Iterator[Tensor]:
+    """Labels n×W uint8 from top to bottom."""
+    if how.segmenter.num_classes > 256:
+        raise ModelError(
+            f"labels are written in 8 bits; the model has {how.segmenter.num_classes} classes, more than 256"
+        )
+    pieces: list[Tensor] = []
+    for _, left, probs in _blocks(how, rows, tile, overlap):
+        pieces.append(probs.argmax(dim=0).to(torch.uint8))
+        if left + probs.shape[2] == rows.shape[1]:
+            yield torch.cat(pieces, dim=1)
+            pieces = []
+
+
+def _blocks(how: _How, rows: Rows, tile: int | None, overlap: float) -> Iterator[tuple[int, int, Tensor]]:
+    """(top, left, probabilities C×n×m) of blocks that make up the image, from left to right, from top to bottom."""
+    side = _tile_side(how, rows.shape, tile, overlap)
+    if side is None or side >= max(rows.shape):
+        height, width = rows.shape
+        views = how.views([rows.read(0, height)], how.input_shape(rows.shape))
+        step = max(1, _VALUES // (how.segmenter.num_classes * width))
+        for top in range(0, height, step):
+            yield top, 0, how.probs(views, rows.shape, top, min(top + step, height))[0]
+    else:
+        yield from _tiled(how, rows, side, overlap)
+
+
+def _tile_side(how: _How, shape: tuple[int, int], tile: int | None, overlap: float) -> int | None:
+    if not 0 <= overlap <= 0.5:
+        raise RecipeError(f"the overlap of tiles must be a share in [0, 0.5], got {overlap}")
+    if tile is None:
+        height, width = how.input_shape(shape)
+        if height * width * max(how.scales) ** 2 <= WHOLE_PIXELS:
+            return None
+        tile = max(_SMALLEST, round(TILE * (shape[0] * shape[1] / (height * width)) ** 0.5))
+    if tile < _SMALLEST:
+        raise RecipeError(f"--tile must be {_SMALLEST} pixels or more, got {tile}")
+    return -(-tile // _GRID) * _GRID
+
+
+def _tiled(how: _How, rows: Rows, tile: int, overlap: float) -> Iterator[tuple[int, int, Tensor]]:
+    """Blocks of the image as soon as no further tile reaches into them; sums of the rest are carried on."""
+    height, width = rows.shape
+    target = how.input_shape(rows.shape)
+    zoom = (target[0] / height, target[1] / width)
+    tops, lefts = _spans(height, tile, overlap), _spans(width, tile, overlap)
+    above: Tensor | None = None  # what tiles higher up have given to this band's first rows
+    for top, bottom, done, row_weights in tops:
+        strip = rows.read(top, bottom)
+        below = torch.zeros((how.segmenter.num_classes, bottom - done, width), device=_device(how.segmenter))
+        beside: Tensor | None = None  # what tiles further left in this band have given to the next one's columns
+        for left, right, finished, column_weights in lefts:
+            piece = strip[:, left:right]
+            shape = piece.shape[:2]
+            views = how.views([piece], (max(1, round(shape[0] * zoom[0])), max(1, round(shape[1] * zoom[1]))))
+            part = how.probs(views, shape, 0, shape[0])[0]
+            part *= (row_weights[:, None] * column_weights).to(part)
+            if beside is not None:
+                part[..., : beside.shape[-1]] += beside
+            block, beside = part[..., : finished - left], part[..., finished - left :]
+            if above is not None:
+                block[:, : above.shape[1]] += above[..., left:finished]
+            below[..., left:finished] = block[:, done - top :]
+            ready = block[:, : done - top]
+            yield top, left, ready / ready.sum(dim=0)
+        above = below
+
+
+def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, Tensor]]:
+    """Tiles along a side: (first pixel, end, first pixel of the next tile, weights)."""
+    step = max(_GRID, int(tile * (1 - overlap)) // _GRID * _GRID)
+    count = max(0, -(-(length - tile) // step)) + 1
+    starts = [int(i * max(0, length - tile) / max(1, count - 1)) // _GRID * _GRID for i in range(count)]
+    nexts, stops = [*starts[1:], length], [*(start + tile for start in starts[:-1]), length]
+    return [
+        (start, stop, after, _weights(stop - start, tile - step, start > 0, stop < length))
+        for start, stop, after in zip(starts, stops, nexts, strict=True)
+    ]
+
+
+def _weights(length: int, overlap: int, first: bool, last: bool) -> Tensor:
+    """1, but towards sides where other tiles follow falling to 0, which it is on the outer quarter of the overlap.
+
+    There the network sees its own padding instead of the image.
+    """
+    place, far = torch.arange(length) + 0.5, torch.full((length,), float(length))
+    inside = torch.minimum(place if first else far, length - place if last else far)
+    margin = overlap / 4
+    return ((inside - margin) / max(1.0, overlap - 2 * margin)).clamp(0, 1)
+
+
+def write_prediction(
+    folder: str | Path,
+    name: str,
+    labels: NDArray[np.uint8],
+    *,
+    values: Sequence[int] | None = None,
+    colors: NDArray[np.uint8] | None = None,
+    image: NDArray[np.uint8] | None = None,
+    probs: Tensor | None = None,
+) -> Path:
+    """Write a prediction: always labels/NAME.png, the rest as asked for; each file appears whole, the labels last.
+
+    Args:
+        folder: where to; sub-folders are made.
+        name: of the image, as in `Images.names`; may have folders in it.
+        labels: H×W uint8 class ids.
+        values: what stands for each class in the label file; the class ids when None. `das3.predict.file_values` of a
+            class table gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a
+            mask.
+        colors: C×3; also write colors/NAME.png, a palette image of the class ids.
+        image: H×W×3; also write overlays/NAME.png, the colours over the image. Needs `colors`.
+        probs: C×H×W; also write probs/NAME.npz, float16 under the key "probs".
+
+    Returns:
+        The label file.
+    """
+    folder = Path(folder)
+    if probs is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, probs=probs.to(torch.float16).cpu().numpy())
+        write_atomically(folder / "probs" / f"{name}.npz", buffer.getvalue())
+    if colors is not None:
+        picture = Image.fromarray(labels)
+        picture.putpalette(colors.astype(np.uint8).tobytes())
+        _save_png(folder / "colors" / f"{name}.png", picture)
+        if image is not None:
+            _save_png(folder / "overlays" / f"{name}.png", Image.fromarray(overlay(image, labels, colors)))
+    path = folder / "labels" / f"{name}.png"
+    _save_png(path, Image.fromarray(_value_table(values)[labels]))
+    return path
+
+
+def file_values(ids: Mapping[int, int]) -> tuple[int, ...]:
+    """What stands for each class in label files that map to classes by `ids` (value → class, others are ignored).
+
+    Of several values of one class, the smallest.
+    """
+    found = {c: value for value, c in sorted(ids.items(), reverse=True)}
+    return tuple(found[c] for c in range(1 + max(c for c in found if c != 255)))
+
+
+def _value_table(values: Sequence[int] | None) -> NDArray[np.uint8]:
+    table = np.arange(256, dtype=np.uint8)
+    if values is not None:
+        table[: len(values)] = values
+    return table
+
+
+def _save_png(path: Path, picture: Image.Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())

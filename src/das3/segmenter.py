@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from das3.errors import ModelError
 from das3.origin import Origin
 
-__all__ = ["Preprocess", "Segmenter", "find_classifier", "find_sides", "main_logits"]
+__all__ = ["Preprocess", "Segmenter", "evaluating", "find_classifier", "find_sides", "main_logits"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def find_classifier(model: nn.Module, example: Tensor, output_key: str | int | N
     required = {p: p.requires_grad for p in model.parameters()}
     try:
         model.requires_grad_(True)
-        with _evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             logits = main_logits(model(example), output_key)
     finally:
         for p, needed in required.items():
@@ -210,7 +210,7 @@ def find_sides(model: nn.Module, example: Tensor, output_key: str | int | None =
         for divisor in (1, 8, 16, 32, 64):
             side = max(divisor, (height // divisor - 1) * divisor) | divisor
             other = side if square else side + 2 * divisor
-            with contextlib.suppress(RuntimeError, ValueError, AssertionError), _evaluating(model), torch.no_grad():
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError), evaluating(model), torch.no_grad():
                 main_logits(model(F.interpolate(example, size=(side, other))), output_key)
                 return divisor, square
     if height == width:
@@ -222,7 +222,7 @@ def find_sides(model: nn.Module, example: Tensor, output_key: str | int | None =
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, each layer put back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -304,7 +304,7 @@ class Segmenter(nn.Module):
         for height, width in dict.fromkeys((size, (256, 256), own)):
             example = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(parameter)
             try:
-                with _evaluating(self.model), torch.no_grad():
+                with evaluating(self.model), torch.no_grad():
                     return example, int(main_logits(self.model(example), self.output_key).shape[1])
             except ModelError:
                 raise

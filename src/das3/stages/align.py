@@ -37,6 +37,7 @@ class AlignOptions(StageOptions):
     """
 
     steps: int = 150
+    lr: float = 5e-5
     alpha: float = 1.0
     gamma: float = 5.0
     detach_focus: bool = True
