@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,22 @@ from PIL import Image
 from torch import Tensor
 
 from das3.checkpoints import write_atomically
+from das3.data.classes import ClassTable
 from das3.data.images import Size, resize_image, resized_shape
-from das3.errors import ModelError, RecipeError
+from das3.errors import DataError, ModelError, RecipeError
 from das3.pictures import overlay
 from das3.rasters import PngWriter, Rows, open_rows
 from das3.segmenter import Segmenter, evaluating
 
-__all__ = ["predict_batch", "predict_labels", "predict_probs", "predict_to_file", "write_prediction"]
+__all__ = [
+    "file_values",
+    "label_tensor",
+    "predict_batch",
+    "predict_labels",
+    "predict_probs",
+    "predict_to_file",
+    "write_prediction",
+]
 
 WHOLE_PIXELS = 4_200_000
 """Images of more pixels (of the network's input) than this are predicted in tiles unless told otherwise."""
@@ -99,13 +109,16 @@ def _upsampled_rows(logits: Tensor, shape: tuple[int, int], top: int, bottom: in
     return F.interpolate(rows, size=(bottom - top, shape[1]), mode="bilinear", align_corners=align_corners)
 
 
-# Not torch.inference_mode: what a network keeps from one call to the next (position tables) could not be trained with.
-_no_grad = torch.no_grad
+@contextmanager
+def _predicting(segmenter: Segmenter) -> Iterator[None]:
+    # Not torch.inference_mode: tensors that a network keeps between calls (position tables) could not be trained with.
+    with evaluating(segmenter), torch.no_grad():
+        yield
 
 
 def predict_batch(
     segmenter: Segmenter,
-    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+    images: Sequence[NDArray[np.uint8]],
     *,
     size: Size = None,
     flip: bool = False,
@@ -133,7 +146,7 @@ def predict_batch(
         raise ValueError(f"a batch needs images of one size, got {sorted(shapes)}")
     (shape,) = shapes
     how = _How(segmenter, size, flip, scales)
-    with evaluating(segmenter), _no_grad():
+    with _predicting(segmenter):
         return how.probs(how.views(images, how.input_shape(shape)), shape, 0, shape[0])
 
 
@@ -152,14 +165,14 @@ def predict_probs(
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
         image: H×W×3 uint8 RGB, or a file.
-        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None. A tile is
-            zoomed by the factor that the whole image would be.
+        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None. A tile
+            is zoomed by the factor that the whole image would be.
         flip: average with the mirrored image's prediction.
         scales: average over these zooms of the network's input.
         tile: side of a tile in pixels of the image, 64 at least, rounded up to a multiple of 32. None: whole up to
             `WHOLE_PIXELS`, in tiles beyond.
-        overlap: least share of a tile that the next one covers again, in [0, 0.5]. The outer quarter of the overlap does
-            not count, then a tile's weight rises linearly.
+        overlap: least share of a tile that the next one covers again, in [0, 0.5]. The outer quarter of the overlap
+            does not count, then a tile's weight rises linearly.
 
     Returns:
         C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
@@ -169,7 +182,7 @@ def predict_probs(
         DataError: if the file can't be read.
     """
     how = _How(segmenter, size, flip, scales)
-    with open_rows(image) as rows, evaluating(segmenter), _no_grad():
+    with open_rows(image) as rows, _predicting(segmenter):
         found = torch.empty((segmenter.num_classes, *rows.shape), device=_device(segmenter))
         for top, left, probs in _blocks(how, rows, tile, overlap):
             found[:, top : top + probs.shape[1], left : left + probs.shape[2]] = probs
@@ -211,7 +224,7 @@ def label_tensor(
 ) -> Tensor:
     """`predict_labels`, left on the segmenter's device."""
     how = _How(segmenter, size, flip, scales)
-    with open_rows(image) as rows, evaluating(segmenter), _no_grad():
+    with open_rows(image) as rows, _predicting(segmenter):
         return torch.cat(list(_label_bands(how, rows, tile, overlap)))
 
 
@@ -245,7 +258,7 @@ def predict_to_file(
         ModelError, RecipeError, DataError: as `predict_labels`.
     """
     how, table = _How(segmenter, size, flip, scales), _value_table(values)
-    with open_rows(image) as rows, evaluating(segmenter), _no_grad(), PngWriter(out, rows.shape) as file:
+    with open_rows(image) as rows, _predicting(segmenter), PngWriter(out, rows.shape) as file:
         for band in _label_bands(how, rows, tile, overlap):
             file.write(table[band.cpu().numpy()])
     return Path(out)
@@ -324,6 +337,7 @@ def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, 
     step = max(_GRID, int(tile * (1 - overlap)) // _GRID * _GRID)
     count = max(0, -(-(length - tile) // step)) + 1
     starts = [int(i * max(0, length - tile) / max(1, count - 1)) // _GRID * _GRID for i in range(count)]
+    starts = sorted(set(starts))
     nexts, stops = [*starts[1:], length], [*(start + tile for start in starts[:-1]), length]
     return [
         (start, stop, after, _weights(stop - start, tile - step, start > 0, stop < length))
@@ -384,13 +398,17 @@ def write_prediction(
     return path
 
 
-def file_values(ids: Mapping[int, int]) -> tuple[int, ...]:
-    """What stands for each class in label files that map to classes by `ids` (value → class, others are ignored).
+def file_values(table: ClassTable) -> tuple[int, ...]:
+    """What stands for each class in the data set's own label files; the smallest value where there are several.
 
-    Of several values of one class, the smallest.
+    Raises:
+        DataError: if the table has no value for a class.
     """
-    found = {c: value for value, c in sorted(ids.items(), reverse=True)}
-    return tuple(found[c] for c in range(1 + max(c for c in found if c != 255)))
+    found = {c: value for value, c in sorted(table.known_ids.items(), reverse=True)}
+    without = [name for c, name in enumerate(table.names) if c not in found]
+    if without:
+        raise DataError(f"the class table has no id for {', '.join(without)}; labels can't be written in its ids")
+    return tuple(found[c] for c in range(len(table.names)))
 
 
 def _value_table(values: Sequence[int] | None) -> NDArray[np.uint8]:
