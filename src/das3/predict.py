@@ -350,7 +350,7 @@ def _weights(length: int, overlap: int, first: bool, last: bool) -> Tensor:
 
     There the network sees its own padding instead of the image.
     """
-    place, far = torch.arange(length) + 0.5, torch.full((length,), float(length))
+    place, far = torch.arange(length) + 0.5, torch.full((length,), torch.inf)
     inside = torch.minimum(place if first else far, length - place if last else far)
     margin = overlap / 4
     return ((inside - margin) / max(1.0, overlap - 2 * margin)).clamp(0, 1)

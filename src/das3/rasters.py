@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +50,10 @@ def open_rows(source: NDArray[np.uint8] | str | Path) -> Iterator[Rows]:
     if not isinstance(source, str | Path):
         yield _ArrayRows(source)
         return
-    with _tiff(Path(source)) as rows:
+    with ExitStack() as stack:
+        rows: Rows | None = None
+        with suppress(Exception):  # tifffile is not there, or can't read it: for Pillow to read, or to refuse
+            rows = _tiff_rows(Path(source), stack)
         yield rows or _ArrayRows(read_image(source))
 
 
@@ -100,26 +103,17 @@ class _TiffRows:
         return band
 
 
-@contextmanager
-def _tiff(path: Path) -> Iterator[Rows | None]:
-    """Rows of a TIFF that tifffile can decode in parts, else None."""
+def _tiff_rows(path: Path, stack: ExitStack) -> Rows | None:
+    """Rows of a TIFF that can be read in parts."""
     if path.suffix.lower() not in (".tif", ".tiff"):
-        yield None
-        return
-    try:
-        tifffile = import_module("tifffile")
-        file = tifffile.TiffFile(path)
-    except Exception:  # not installed, or no TIFF at all
-        yield None
-        return
-    with file:
-        page = file.pages[0]
-        rows: Rows | None = None
-        if _is_plain(page):
-            with suppress(DataError, ValueError):  # a compression that is not installed, or a file cut short
-                whole = page.is_memmappable
-                rows = _ArrayRows(tifffile.memmap(path, page=0, mode="r")) if whole else _TiffRows(path, page)
-        yield rows
+        return None
+    tifffile = import_module("tifffile")
+    page = stack.enter_context(tifffile.TiffFile(path)).pages[0]
+    if not _is_plain(page):
+        return None
+    if page.is_memmappable:
+        return _ArrayRows(tifffile.memmap(path, page=0, mode="r"))
+    return _TiffRows(path, page)
 
 
 def _is_plain(page: Any) -> bool:
