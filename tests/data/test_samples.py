@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from das3.data.samples import Samples, View, auto_crop
+
+
+def scene(seed=0, height=20, width=30):
+    """An image whose red channel is 10 times its label, so that any misalignment shows."""
+    label = np.random.default_rng(seed).integers(0, 20, (height // 5, width // 5)).astype(np.uint8)
+    label = np.kron(label, np.ones((5, 5), np.uint8))
+    image = np.stack([label * 10, np.full_like(label, 40), np.full_like(label, 90)], axis=-1)
+    return image, {"labels": label, "bits": np.stack([label, label + 100])}
+
+
+@given(st.integers(0, 1000), st.booleans())
+def test_image_and_maps_stay_together(seed, flip):
+    image, maps = scene(seed)
+    sample = View((12, 16), flip=flip)(image, maps, np.random.default_rng(seed))
+    assert sample["image"].shape == (3, 12, 16)
+    assert sample["image"].dtype == torch.float32
+    assert sample["labels"].dtype == torch.uint8
+    assert torch.equal((sample["image"][0] * 255).round().to(torch.uint8), sample["labels"] * 10)
+    assert torch.equal(sample["bits"][0], sample["labels"])
+    assert torch.equal(sample["bits"][1], sample["labels"] + 100)
+    assert sample["valid"].all()
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.floats(0.4, 2.5))
+def test_zoom_never_invents_labels_and_padding_is_marked(seed, zoom):
+    image, maps = scene(seed)
+    sample = View((24, 24), scale=(zoom, zoom))(image, maps, np.random.default_rng(seed))
+    assert sample["image"].shape == (3, 24, 24)
+    valid, labels = sample["valid"], sample["labels"]
+    assert valid.any()
+    assert set(labels[valid].unique().tolist()) <= set(np.unique(maps["labels"]).tolist())
+    assert (labels[~valid] == 255).all()
+    assert (sample["bits"][:, ~valid] == 0).all()
+    assert (sample["image"][:, ~valid] < 0.4).all()
+
+
+def test_colour_changes_stay_in_range_and_leave_the_labels():
+    image, maps = scene()
+    view = View((20, 30), color=0.8, blur=1.0, flip=False)
+    sample = view(image, maps, np.random.default_rng(0))
+    assert sample["image"].min() >= 0
+    assert sample["image"].max() <= 1
+    assert (sample["labels"].numpy() == maps["labels"]).all()
+    assert not np.allclose(sample["image"][0] * 255, image[..., 0], atol=2)
+
+
+def make(count=7, **kwargs):
+    images = [scene(i)[0] for i in range(count)]
+    return Samples(images, View((12, 16), scale=(0.7, 1.4), color=0.3), seed=(3, 1), **kwargs)
+
+
+def test_sample_n_is_a_function_of_seed_and_n():
+    first, again = make(), make()
+    again[5], again[2]  # what was drawn before does not matter
+    for n in (0, 9, 100):
+        assert all(torch.equal(first[n][k], again[n][k]) for k in first[n])
+    assert not torch.equal(first[0]["image"], first[7]["image"])
+
+
+def test_every_epoch_shows_every_image_once_in_a_new_order():
+    samples = make()
+    epochs = [[samples.pick(7 * e + i) for i in range(7)] for e in range(5)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_an_order_restricts_the_images():
+    assert {make(order=[2, 5]).pick(n) for n in range(20)} == {2, 5}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "crop"),
+    [
+        ([(480, 640)] * 3, (480, 512)),
+        ([(1024, 2048)], (512, 512)),
+        ([(96, 192), (96, 192), (20, 20)], (96, 192)),
+        ([(180, 240)], (160, 224)),
+        ([(20, 25)], (20, 25)),
+    ],
+)
+def test_auto_crop(sizes, crop):
+    assert auto_crop(sizes) == crop
