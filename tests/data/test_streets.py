@@ -9,6 +9,7 @@ from das3.data.labels import open_labelled
 from das3.data.streets import CLASS_NAMES, PALETTE, Streets, render
 from das3.data.streets.painter import Painter
 from das3.data.streets.styles import STYLES
+from das3.data.streets.traffic import car
 from das3.errors import DataError
 from das3.metrics import ConfusionMatrix
 
@@ -98,6 +99,18 @@ def test_things_shrink_with_distance_as_a_pinhole_camera_sees_them(domain):
     widths = [p.at(1, z)[0] - p.at(0, z)[0] for z in (5.0, 10.0, 20.0)]
     assert widths[0] == pytest.approx(2 * widths[1]) == pytest.approx(4 * widths[2])
     assert p.at(3, 1e6) == pytest.approx((p.centre, p.horizon), abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("x", [-3.5, 3.5])
+def test_one_can_not_look_through_a_vehicle(x, seed):
+    p = Painter((192, 384), STYLES["source"], np.random.default_rng(seed))
+    car(p, x, 8.0)
+    shape = np.asarray(p.map) > 0
+    above_the_sills = shape[: int(p.at(0, 8.0, 0.9)[1])]
+    edges = np.diff(above_the_sills.astype(int), axis=1, prepend=0, append=0)
+    assert (edges == 1).sum() > 5
+    assert ((edges == 1).sum(axis=1) <= 1).all()
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -129,19 +129,22 @@ def car(p: Painter, x: float, z: float) -> None:
 
     p.shadow(x - half - 0.1, x + half + 0.1, z - 0.15, z + body.length + 0.1)
     p.strip(black, x - half + 0.15, x + half - 0.15, z, z + body.length)
-    _flank(p, body, x - half if x > p.lane else x + half, along, flank, glass, black)
+    _flank(p, body, x, along, flank, glass, black)
     _end(p, body, x, along, paint, roof, glass, black, away)
 
 
 def _flank(
-    p: Painter, body: _Body, edge: float, along: Callable[[float], float], paint: int, glass: int, black: int
+    p: Painter, body: _Body, x: float, along: Callable[[float], float], paint: int, glass: int, black: int
 ) -> None:
-    """The side that shows, at `edge`; the other one never does."""
+    """The side towards the camera; above the waist it leans inwards to meet the roof."""
+    (foot0, foot1), (top0, top1), waist, high = body.foot, body.top, body.waist, body.roof
+    inward = body.width if x < p.lane else -body.width
+    edge = x + inward / 2
 
     def shape(instance: int, points: Sequence[Point]) -> None:
-        p.polygon(instance, [p.at(edge, along(share), y) for share, y in points])
+        lean = [0.1 * inward * max(0.0, (y - waist) / (high - waist)) for _, y in points]
+        p.polygon(instance, [p.at(edge - by, along(share), y) for by, (share, y) in zip(lean, points, strict=True)])
 
-    (foot0, foot1), (top0, top1), waist, high = body.foot, body.top, body.waist, body.roof
     shape(paint, [(0, 0.28), (1, 0.28), (1, waist * 0.85), (foot1, waist), (foot0, waist), (0, waist * 0.95)])
     shape(paint, [(foot0, waist), (foot1, waist), (top1, high), (top0, high)])
     low, tuck = waist + 0.05, high - 0.12
