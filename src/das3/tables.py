@@ -1,0 +1,231 @@
+"""Tables of benchmark rows: mean ± standard deviation over seeds, as Markdown, LaTeX, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das3.checkpoints import write_atomically
+from das3.errors import DataError
+
+__all__ = ["Column", "Stat", "Table", "class_table", "results_table", "write_tables"]
+
+Row = Mapping[str, Any]
+
+_NAMES = ("suite", "method", "stage")
+_ORDER = {"source": 0, "oracle": 2}  # the bounds come first and last
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A value over seeds.
+
+    Attributes:
+        mean: over the seeds that have one.
+        std: sample standard deviation (n − 1); None with one seed.
+        count: n, how many seeds have a value.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers.
+
+    Attributes:
+        name: its head in tables that are read.
+        key: its name in CSV and JSON.
+        value: takes it out of a row; None or NaN where the row has none.
+        decimals: digits after the point.
+        scale: multiplies it in tables that are read; CSV and JSON keep the rows' unit.
+        best: whether the suite's largest value, bounds left out, is set in bold.
+    """
+
+    name: str
+    key: str
+    value: Callable[[Row], float | None]
+    decimals: int = 1
+    scale: float = 1.0
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class _Line:
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    commits: tuple[str, ...]
+    stats: tuple[Stat | None, ...]
+
+
+class Table:
+    """Rows grouped by suite, method and stage.
+
+    Args:
+        rows: mappings with at least suite, method, stage and seed.
+        columns: what is shown of them.
+
+    Raises:
+        DataError: if a suite, method, stage and seed occur twice.
+    """
+
+    def __init__(self, rows: Iterable[Row], columns: Sequence[Column]) -> None:
+        self.columns = tuple(columns)
+        groups: dict[tuple[str, ...], dict[int, Row]] = {}
+        for row in rows:
+            names = tuple(str(row[name]) for name in _NAMES)
+            if groups.setdefault(names, {}).setdefault(row["seed"], row) is not row:
+                raise DataError(f"two rows of seed {row['seed']} of {', '.join(names)}; take one of them out")
+        suites = list(dict.fromkeys(names[0] for names in groups))
+        ordered = sorted(groups, key=lambda names: (suites.index(names[0]), _ORDER.get(names[1], 1)))
+        self.lines = [self._line(names, groups[names]) for names in ordered]
+
+    def _line(self, names: tuple[str, ...], rows: Mapping[int, Row]) -> _Line:
+        commits = tuple(dict.fromkeys(row["commit"] for row in rows.values() if row.get("commit")))
+        stats = tuple(_stat(column.value(row) for row in rows.values()) for column in self.columns)
+        return _Line(names, tuple(rows), commits, stats)
+
+    def _best(self, line: _Line, column: int) -> bool:
+        mine = line.stats[column]
+        if not self.columns[column].best or mine is None or line.names[1] in _ORDER:
+            return False
+        rivals = [o.stats[column] for o in self.lines if o.names[0] == line.names[0] and o.names[1] not in _ORDER]
+        return mine.mean == max(stat.mean for stat in rivals if stat is not None)
+
+    def _texts(self, plus_minus: str, none: str, bold: str) -> list[list[str]]:
+        """Cells of all lines as they are read."""
+        lines = []
+        for line in self.lines:
+            cells = [*line.names, str(len(line.seeds))]
+            for place, (column, stat) in enumerate(zip(self.columns, line.stats, strict=True)):
+                cell = none if stat is None else _number(stat, column, plus_minus)
+                cells.append(bold.format(cell) if self._best(line, place) else cell)
+            lines.append(cells)
+        return lines
+
+    @property
+    def _heads(self) -> list[str]:
+        return [*_NAMES, "seeds", *(column.name for column in self.columns)]
+
+    def markdown(self) -> str:
+        """A GitHub table; numbers are flush right, the best in bold."""
+        rule = ["---"] * len(_NAMES) + ["--:"] * (1 + len(self.columns))
+        lines = [self._heads, rule, *self._texts(" ± ", "–", "**{}**")]
+        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+    def latex(self) -> str:
+        """A `tabular` for the package booktabs; a rule between suites, the best in bold."""
+        texts = self._texts(r" $\pm$ ", "--", r"\textbf{{{}}}")
+        out = [rf"\begin{{tabular}}{{{'l' * len(_NAMES)}{'r' * (1 + len(self.columns))}}}", r"\toprule"]
+        out += [" & ".join(map(_escaped, self._heads)) + r" \\", r"\midrule"]
+        for place, cells in enumerate(texts):
+            if place and cells[0] != texts[place - 1][0]:
+                out.append(r"\midrule")
+            names, numbers = cells[: len(_NAMES)], cells[len(_NAMES) :]
+            out.append(" & ".join([*map(_escaped, names), *numbers]) + r" \\")
+        return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
+
+    def csv(self) -> str:
+        """One line per group, a column for the mean and one for the standard deviation; empty where there is none."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow([*_NAMES, "seeds", *(k for c in self.columns for k in (c.key, f"{c.key} std"))])
+        for line in self.lines:
+            numbers = [n for stat in line.stats for n in ((stat.mean, stat.std) if stat else (None, None))]
+            writer.writerow([*line.names, len(line.seeds), *numbers])
+        return buffer.getvalue()
+
+    def json(self) -> str:
+        """A list of objects: suite, method, stage, seeds, commits, and {"mean", "std", "count"} or null per column."""
+        objects = [
+            dict(zip(_NAMES, line.names, strict=True))
+            | {"seeds": line.seeds, "commits": line.commits}
+            | {c.key: vars(stat) if stat else None for c, stat in zip(self.columns, line.stats, strict=True)}
+            for line in self.lines
+        ]
+        return json.dumps(objects, indent=1, allow_nan=False) + "\n"
+
+
+def _stat(values: Iterable[float | None]) -> Stat | None:
+    found = [value for value in values if value is not None and not math.isnan(value)]
+    if not found:
+        return None
+    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+
+
+def _number(stat: Stat, column: Column, plus_minus: str) -> str:
+    parts = [stat.mean] if stat.std is None else [stat.mean, stat.std]
+    return plus_minus.join(f"{column.scale * part:.{column.decimals}f}" for part in parts)
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def results_table(rows: Iterable[Row]) -> Table:
+    """mIoU (rows: percent), share of the gap closed (rows: 0 … 1), seconds and peak memory.
+
+    Args:
+        rows: as benchmarks write them: suite, method, stage, seed, miou, gap_closed, seconds, peak_mib, commit; what is
+            missing, None or NaN leaves the mean.
+    """
+    return Table(
+        rows,
+        [
+            Column("mIoU %", "miou", lambda row: row.get("miou"), best=True),
+            Column("gap closed %", "gap_closed", lambda row: row.get("gap_closed"), decimals=0, scale=100, best=True),
+            Column("seconds", "seconds", lambda row: row.get("seconds"), decimals=0),
+            Column("peak MiB", "peak_mib", lambda row: row.get("peak_mib"), decimals=0),
+        ],
+    )
+
+
+def class_table(rows: Iterable[Row]) -> Table:
+    """IoU of each class (rows: `per_class_iou`, percent by name) and their mean, of one suite.
+
+    Raises:
+        DataError: if the rows have different classes.
+    """
+    rows = list(rows)
+    kinds = {tuple(row["per_class_iou"]): row for row in rows if row.get("per_class_iou")}
+    if len(kinds) > 1:
+        suites = ", ".join(dict.fromkeys(str(row["suite"]) for row in kinds.values()))
+        raise DataError(f"the rows of {suites} have different classes; make a table of each suite")
+    names = next(iter(kinds), ())
+
+    def of(name: str) -> Callable[[Row], float | None]:
+        return lambda row: (row.get("per_class_iou") or {}).get(name)
+
+    columns = [Column(name, name, of(name), best=True) for name in names]
+    return Table(rows, [*columns, Column("mIoU", "miou", lambda row: row.get("miou"), best=True)])
+
+
+def write_tables(rows: Iterable[Row], folder: str | Path, name: str = "table") -> list[Path]:
+    """Write NAME.md, .tex, .csv and .json, and NAME-SUITE-classes.* for every suite with IoU per class.
+
+    Returns:
+        The files.
+    """
+    rows = list(rows)
+    tables = {name: results_table(rows)}
+    for suite in dict.fromkeys(str(row["suite"]) for row in rows):
+        chosen = [row for row in rows if str(row["suite"]) == suite]
+        if any(row.get("per_class_iou") for row in chosen):
+            tables[f"{name}-{suite}-classes"] = class_table(chosen)
+    written = []
+    for stem, table in tables.items():
+        texts = {"md": table.markdown(), "tex": table.latex(), "csv": table.csv(), "json": table.json()}
+        for suffix, text in texts.items():
+            written.append(Path(folder) / f"{stem}.{suffix}")
+            write_atomically(written[-1], text.encode())
+    return written
