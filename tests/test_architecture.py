@@ -66,7 +66,9 @@ def test_imports_point_down(path):
         assert other == own or (own, other) in ALLOWED or RANK[other] >= RANK[own], f"{own} imports {other}"
 
 
-@pytest.mark.parametrize("name", ["bench", "engine", "label_store", "stages", "rivals", "losses", "pseudo_labels", "runs"])
+@pytest.mark.parametrize(
+    "name", ["bench", "engine", "label_store", "stages", "rivals", "losses", "pseudo_labels", "runs"]
+)
 def test_adaptation_never_imports_labels(name):
     paths = [ROOT / f"{name}.py"] if (ROOT / f"{name}.py").exists() else sorted((ROOT / name).glob("*.py"))
     for path in paths:

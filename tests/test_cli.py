@@ -97,6 +97,11 @@ def test_predict_writes_labels_at_the_images_size_and_keeps_what_is_there(world,
     assert label.shape == (48, 64)
     assert set(np.unique(label)) <= {0, 1, 2}
     assert Image.open(tmp_path / "overlays/0.png").mode == "RGB"
+    table = tmp_path / "ids.json"
+    table.write_text(json.dumps({"classes": [{"name": n, "id": i} for n, i in (("sky", 23), ("road", 7), ("box", 9))]}))
+    own = (*given[:-2], tmp_path / "own", "--quiet", "--ids", table)
+    assert run(*own) == 0
+    assert (np.array([23, 7, 9])[label] == np.asarray(Image.open(tmp_path / "own/labels/0.png"))).all()
     (tmp_path / "labels/3.png").unlink()
     capsys.readouterr()
     assert run(*given) == 0

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 from jsonargparse import ArgumentParser, Namespace
-from numpy.typing import NDArray
-from PIL import Image
 
 from das3.api import open_model
-from das3.checkpoints import write_atomically
 from das3.cli.options import add_flags
-from das3.data.images import open_images
+from das3.data.classes import load_classes
+from das3.data.images import ImageFiles, open_images
+from das3.data.published.classes import CITYSCAPES
 from das3.engine import make_fabric
 from das3.errors import RecipeError
-from das3.pictures import overlay, palette
-from das3.predict import predict_labels
+from das3.pictures import palette
+from das3.predict import file_values, predict_labels, predict_to_file, write_prediction
 from das3.progress import Display
 from das3.recipe import ModelOptions, add_options, filled
+from das3.segmenter import Segmenter
 
 __all__ = ["HELP", "add", "run"]
 
@@ -37,9 +36,10 @@ class PredictOptions(ModelOptions):
 
     Attributes:
         images: folder of images, or a .txt file that lists them.
-        out: folder for labels/NAME.png (class ids) and, if asked for, overlays/NAME.png; existing files are kept.
-        overlays: also write the classes' colours over the images.
-        masks: write 0 and 255 instead of 0 and 1; for models of two classes.
+        out: folder for labels/NAME.png; labels that are there are kept.
+        overlays: also write colors/NAME.png and overlays/NAME.png.
+        ids: what the label files hold instead of class ids: "mask" for 0 and 255, "cityscapes" for the label ids that
+            its server wants, or a class table file for its own ids.
         flip: average the prediction with the mirrored image's.
         scales: average the predictions at these zooms.
         tile: predict in overlapping tiles of this side; large images are tiled by themselves.
@@ -50,7 +50,7 @@ class PredictOptions(ModelOptions):
     images: str | None = None
     out: str | None = None
     overlays: bool = False
-    masks: bool = False
+    ids: str | None = None
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     tile: int | None = None
@@ -72,23 +72,38 @@ def run(given: Namespace) -> None:
     images = open_images(options.images)
     images.verify()
     segmenter = open_model(options)
-    if options.masks and segmenter.num_classes != 2:
-        raise RecipeError(f"--masks is for models of two classes; this one has {segmenter.num_classes}")
+    values = _values(options, segmenter)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
     colors, out = palette(segmenter.num_classes), Path(options.out)
     todo = [i for i, name in enumerate(images.names) if not (out / "labels" / f"{name}.png").exists()]
+    how: dict[str, Any] = {"flip": options.flip, "scales": options.scales, "tile": options.tile}
     with Display(quiet=given.quiet) as display, fabric.autocast():
         for i in display.track(todo, "predicting", len(todo)):
-            image, name = images[i], images.names[i]
-            labels = predict_labels(segmenter, image, flip=options.flip, scales=options.scales, tile=options.tile)
+            name = images.names[i]
             if options.overlays:
-                _save(out / "overlays" / f"{name}.png", overlay(image, labels, colors))
-            _save(out / "labels" / f"{name}.png", labels * np.uint8(255) if options.masks else labels)
+                image = images[i]
+                labels = predict_labels(segmenter, image, **how)
+                write_prediction(out, name, labels, values=values, colors=colors, image=image)
+            else:
+                # From file to file, so that an image may be larger than memory.
+                source = images.paths[i] if isinstance(images, ImageFiles) else images[i]
+                predict_to_file(segmenter, source, out / "labels" / f"{name}.png", values=values, **how)
     print(f"{len(todo)} images labelled into {out / 'labels'}")
 
 
-def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+def _values(options: PredictOptions, segmenter: Segmenter) -> Sequence[int] | None:
+    """What stands for each class in the label files."""
+    if options.ids is None:
+        return None
+    if options.ids == "mask":
+        values: Sequence[int] = (0, 255)
+    elif options.ids == "cityscapes":
+        values = file_values(CITYSCAPES)
+    else:
+        values = file_values(load_classes(options.ids))
+    if len(values) != segmenter.num_classes:
+        raise RecipeError(
+            f"--ids {options.ids} is for {len(values)} classes, but the model has {segmenter.num_classes}"
+        )
+    return values
