@@ -184,10 +184,18 @@ def run_phases(
     recipe, state = run.recipe, run.last()
     segmenter.to(fabric.device)
     outcome = Outcome(rows=list(state["rows"]))
+    if state.get("labels"):
+        outcome.pseudo_labels = LabelStore(run.folder / state["labels"], images.names)
     if state["phase"] > 0:
         segmenter.load_state_dict(load_checkpoint(_end_of(run, state["phase"] - 1, phases))["segmenter"])
     if not outcome.rows:
         outcome.rows.append(_row("source", 0.0, measure(segmenter), display))
+
+    def where() -> dict[str, Any]:
+        """What every checkpoint says of the phases before."""
+        labels = outcome.pseudo_labels and str(outcome.pseudo_labels.folder.relative_to(run.folder))
+        return {"rows": outcome.rows, "labels": labels}
+
     log = _Log(run.folder, state["phase"], state["step"])
     crop = recipe.crop or auto_crop(images.sizes())
     for number, phase in enumerate(phases):
@@ -214,15 +222,14 @@ def run_phases(
             display.step(name, record)
 
         def save(step: StepState, number: int = number, began: float = began) -> None:
-            done = {"phase": number, "rows": outcome.rows, "seconds": time.perf_counter() - began}
+            done = {**where(), "phase": number, "seconds": time.perf_counter() - began}
             weights = {"segmenter": segmenter.state_dict()}
             save_checkpoint(run.checkpoints / "last.pt", {**done, **weights, **_fields(step)})
 
         train(fabric, segmenter, stage, samples, recipe, seed=seed, start=start, report=report, save=save)
         outcome.rows.append(_row(phase.name, time.perf_counter() - began, measure(segmenter), display))
         save_checkpoint(_end_of(run, number, phases), {"segmenter": segmenter.state_dict()})
-        done = {"phase": number + 1, "step": 0, "rows": outcome.rows, "seconds": 0.0}
-        save_checkpoint(run.checkpoints / "last.pt", done)
+        save_checkpoint(run.checkpoints / "last.pt", {**where(), "phase": number + 1, "step": 0, "seconds": 0.0})
     return outcome
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
-from das3.norms import reestimate
+from das3.norms import NormMode, reestimate
 from das3.stages.base import Stage, StageOptions
 
 __all__ = ["BatchNorm"]
@@ -23,6 +23,7 @@ class BatchNormOptions(StageOptions):
     """
 
     steps: int = 0
+    norm: NormMode = "frozen"
     blend: float = 1.0
 
     def checks(self) -> dict[str, bool]:
