@@ -23,6 +23,8 @@ FILES = {
     "one strip, packed": (RGB, {"rowsperstrip": 150, "compression": "zlib"}),
     "tiles": (RGB, {"tile": (64, 32)}),
     "tiles, packed": (RGB, {"tile": (64, 32), "compression": "zlib"}),
+    "tiles, LZW": (RGB, {"tile": (64, 32), "compression": "lzw"}),
+    "tiles, JPEG": (RGB, {"tile": (64, 32), "compression": "jpeg"}),
     "grey tiles": (RGB[..., 0], {"tile": (32, 32), "compression": "zlib"}),
     "16 bits": (WIDE, {"photometric": "minisblack"}),
     "16 bits, packed": (WIDE, {"photometric": "minisblack", "compression": "zlib", "rowsperstrip": 16}),
@@ -41,10 +43,13 @@ def write(path: Path, pixels: np.ndarray, options: dict) -> Path:
 
 @pytest.mark.parametrize("kind", FILES)
 def test_bands_of_a_tiff_are_those_of_the_whole(tmp_path: Path, kind: str) -> None:
+    if "LZW" in kind or "JPEG" in kind:
+        pytest.importorskip("imagecodecs")
     path = write(tmp_path / "a.tif", *FILES[kind])
     whole = read_image(path)
     with open_rows(path) as rows:
         assert rows.shape == (150, 90)
+        assert isinstance(rows, _TiffRows) == ("packed" in kind or "tiles" in kind)
         for top, bottom in ((0, 40), (30, 70), (30, 71), (71, 150), (149, 150)):
             np.testing.assert_array_equal(rows.read(top, bottom), whole[top:bottom])
 
