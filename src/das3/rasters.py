@@ -118,9 +118,10 @@ def _tiff_rows(path: Path, stack: ExitStack) -> Rows | None:
 
 def _is_plain(page: Any) -> bool:
     """Grey or RGB of 8 or 16 bits, upright, channels together, alpha not multiplied in."""
+    in_jpeg = (page.photometric, page.compression) == (6, 7)  # YCbCr, which is decoded to RGB
     return (
         page.dtype in (np.uint8, np.uint16)
-        and page.photometric in (1, 2)
+        and (page.photometric in (1, 2) or in_jpeg)
         and page.imagedepth == 1
         and (page.planarconfig == 1 or page.samplesperpixel == 1)
         and page.tags.valueof("Orientation", 1) == 1
