@@ -29,7 +29,7 @@ from das3.recipe import recipe_from
 from das3.source import SourceRecipe, train_supervised
 from das3.suites import SUITES, Suite
 
-__all__ = ["METHODS", "mean_and_spread", "run_benchmark", "run_seed"]
+__all__ = ["METHODS", "run_benchmark", "run_seed"]
 
 METHODS: Mapping[str, Sequence[str]] = {
     "bn": ("bn",),
@@ -182,18 +182,6 @@ def _add_gaps(rows: Sequence[dict[str, Any]]) -> None:
         source, oracle = (bounds.get((row["seed"], kind)) for kind in ("source", "oracle"))
         gap = gap_closed(source, row["miou"], oracle)
         row["gap_closed"] = None if gap is None else round(gap, 4)
-
-
-def mean_and_spread(rows: Sequence[Mapping[str, Any]], key: str = "miou") -> dict[tuple[str, str], tuple[float, float]]:
-    """(method, stage) → mean and standard deviation over seeds of a column, in the rows' order."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row[key] is not None:
-            groups.setdefault((row["method"], row["stage"]), []).append(row[key])
-    return {
-        name: (float(torch.tensor(v).mean()), float(torch.tensor(v).std()) if len(v) > 1 else 0.0)
-        for name, v in groups.items()
-    }
 
 
 def _peak_mib() -> int:

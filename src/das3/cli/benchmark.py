@@ -6,9 +6,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.benchmark import METHODS, mean_and_spread, run_benchmark
+from das3.benchmark import METHODS, run_benchmark
 from das3.stages import stage_types
 from das3.suites import SUITES
+from das3.tables import results_table, write_tables
 
 __all__ = ["HELP", "add", "run"]
 
@@ -30,15 +31,10 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(given: Namespace) -> None:
-    """Run the grid and print mean ± standard deviation over the seeds."""
+    """Run the grid, write its tables and print the mean ± standard deviation over the seeds."""
     data = Path(given.data) if given.data else None
     out = Path(given.out)
     rows = run_benchmark(given.suite, out, data=data, methods=given.methods, seeds=range(given.seeds), jobs=given.jobs)
-    gaps = mean_and_spread(rows, "gap_closed")
-    for (method, stage), (mean, spread) in mean_and_spread(rows).items():
-        gap = gaps.get((method, stage))
-        print(
-            f"{method:<10} {stage:<12} {mean:6.2f} ± {spread:.2f}"
-            + (f"   gap closed {100 * gap[0]:5.1f} %" if gap else "")
-        )
+    write_tables(rows, out, f"{given.suite}-table")
+    print(results_table(rows).markdown(), end="")
     print(out / f"{given.suite}.json")
