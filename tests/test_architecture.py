@@ -29,9 +29,11 @@ LAYERS = [
     ["rasters"],
     ["models"],
     ["segmenter"],
+    ["data_check"],
+    ["pictures"],
     ["data"],
     ["label_store", "checkpoints"],
-    ["losses", "pseudo_labels", "mixing", "norms", "metrics", "pictures"],
+    ["losses", "pseudo_labels", "mixing", "norms", "metrics"],
     ["entropy", "origin"],
     ["errors"],
 ]

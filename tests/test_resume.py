@@ -93,13 +93,22 @@ def lines_of(out):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def start(*arguments):
+    """Begin a run that heeds Ctrl-C, which a shell's background jobs and all they start are told to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal is inherited, a handler is not
+    try:
+        return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("how", "phases"), [(signal.SIGKILL, range(4)), (signal.SIGINT, [2])])
 def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
     """One run, killed once in each phase after a random number of reports, resumed each time."""
     rng, out = random.Random(time.time()), tmp_path / "run"
     extra = []
     for phase in phases:
-        process = subprocess.Popen(command(world, out, *extra), stderr=subprocess.PIPE, text=True)
+        process = start(world, out, *extra)
         reports = rng.randint(1, STEPS // 2 - 1)
 
         def reached(phase=phase, reports=reports):
@@ -127,7 +136,7 @@ def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
 
 def test_killed_while_labelling(world, whole, tmp_path):
     out = tmp_path / "run"
-    process = subprocess.Popen(command(world, out), stderr=subprocess.PIPE, text=True)
+    process = start(world, out)
     labels = out / "work" / "1-selftrain" / "labels"
     wait_for(lambda: labels.is_dir() and any(labels.iterdir()), process)
     process.kill()
