@@ -95,7 +95,7 @@ def lines_of(out):
 
 def start(*arguments):
     """Begin a run that heeds Ctrl-C, which a shell's background jobs and all they start are told to ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # an ignored signal is inherited, a handler is not
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # not inherited, as an ignored signal is
     try:
         return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
     finally:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from das3.data_check import check_dataset
 from das3.data.published import DATASETS
+from das3.data_check import check_dataset
 from das3.errors import DataError
 from data import trees
 
