@@ -165,7 +165,7 @@ def train(
     if settings.steps == 0:
         return
     flags = [(p, p.requires_grad) for p in segmenter.parameters()]
-    groups = parameter_groups(segmenter, stage.trainable(segmenter), settings, options.weight_decay)
+    groups = parameter_groups(segmenter, stage, options.weight_decay)
     optimizer = _optimizer(groups, options)
     model, optimizer = fabric.setup(segmenter, optimizer)
     first = 0
@@ -188,6 +188,7 @@ def train(
                 losses = stage.loss(model, next(batches))
                 fabric.backward(torch.stack(list(losses.values())).sum() / options.accumulate)
             meter.add(losses)
+        _share_gradients(fabric, stage)
         if options.clip:
             # Not finite is the meter's to tell, with the loss's name.
             fabric.clip_gradients(model, optimizer, max_norm=options.clip, error_if_nonfinite=False)
@@ -203,6 +204,13 @@ def train(
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
     segmenter.eval()
+
+
+def _share_gradients(fabric: Fabric, stage: Stage[Any]) -> None:
+    """Average the gradients of the stage's own parameters over the processes; the segmenter's already are."""
+    for parameter in stage.parameters():
+        if parameter.grad is not None:
+            parameter.grad = fabric.all_reduce(parameter.grad)
 
 
 def _optimizer(groups: list[dict[str, Any]], options: LoopOptions) -> torch.optim.Optimizer:

@@ -326,14 +326,26 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W."""
+        return self.upsample(self.native_logits(self.pad(images)), images)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Images, or other maps B×K×H×W of their size, with sides that the network takes; edges are repeated."""
+        (height, width), (full_height, full_width) = images.shape[-2:], self._padded(images)
+        missing = (0, full_width - width, 0, full_height - height)
+        return F.pad(images, missing, mode="replicate") if any(missing) else images
+
+    def upsample(self, values: Tensor, images: Tensor) -> Tensor:
+        """Maps B×K×h×w on the network's own grid (logits, features) of padded images, at the size of the images."""
+        (height, width), padded = images.shape[-2:], self._padded(images)
+        if values.shape[-2:] != padded:
+            values = F.interpolate(values, size=padded, mode="bilinear", align_corners=self.align_corners)
+        return values[..., :height, :width]
+
+    def _padded(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
-        needed = (max(height, width),) * 2 if self.square else (height, width)
-        bottom, right = (n + -n % self.divisor - own for n, own in zip(needed, (height, width), strict=True))
-        padded = F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
-        logits = self.native_logits(padded)
-        if logits.shape[-2:] != padded.shape[-2:]:
-            logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=self.align_corners)
-        return logits[..., :height, :width]
+        if self.square:
+            height = width = max(height, width)
+        return height + -height % self.divisor, width + -width % self.divisor
 
     def classifier_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of g, in the network's order."""

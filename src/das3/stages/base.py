@@ -69,16 +69,19 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
     """One method, or one step of a method: what it prepares, what it trains, its loss.
 
     A stage is a module so that whatever it carries from step to step (a running estimate, a teacher) is a buffer or a
-    submodule and is saved and resumed with the run.
+    submodule and is saved and resumed with the run. Parameters of its own that require gradients (an auxiliary decoder,
+    a generator) are trained along.
 
     Attributes:
         name: as in a recipe's `stages`.
         Options: dataclass of its options, each with its default.
+        own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[StageOptions]] = StageOptions
+    own_lr_factor: ClassVar[float] = 1.0
 
     def __init__(self, options: OptionsT) -> None:
         super().__init__()
@@ -104,21 +107,28 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         """Called after every optimiser step, e.g. to move a teacher."""
 
 
-def parameter_groups(
-    segmenter: Segmenter, trainable: Iterator[nn.Parameter], options: StageOptions, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Optimiser groups: the classifier with its own rate; no weight decay on biases and norm layers.
+def parameter_groups(segmenter: Segmenter, stage: Stage[Any], weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups: the classifier and the stage's own parameters with their own rates; no weight decay on biases
+    and norm layers.
 
-    Freezes everything that is not trained. Parameters that came frozen stay so (Caffe-style norm layers), unless all
-    did, as in a network that was put away for inference.
+    Freezes everything of the segmenter that is not trained. Parameters that came frozen stay so (Caffe-style norm
+    layers), unless all did, as in a network that was put away for inference.
     """
+    options = stage.options
     partly = any(p.requires_grad for p in segmenter.model.parameters())
-    chosen = {id(p) for p in trainable if p.requires_grad or not partly}
+    chosen = {id(p) for p in stage.trainable(segmenter) if p.requires_grad or not partly}
     head = {id(p) for p in segmenter.classifier_parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+
+    def add(parameter: nn.Parameter, factor: float) -> None:
+        decay = weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((options.lr * factor, decay), []).append(parameter)
+
     for parameter in segmenter.model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
         if id(parameter) in chosen:
-            lr = options.lr * (options.head_lr_factor if id(parameter) in head else 1.0)
-            groups.setdefault((lr, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+            add(parameter, options.head_lr_factor if id(parameter) in head else 1.0)
+    for parameter in stage.parameters():
+        if parameter.requires_grad:
+            add(parameter, stage.own_lr_factor)
     return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
