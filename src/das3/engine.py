@@ -241,6 +241,7 @@ def _batches(fabric: Fabric, samples: Samples, options: LoopOptions, first: int)
         batch_sampler=_Range(first, options.batch_size, rank, world),
         num_workers=options.workers,
         pin_memory=fabric.device.type == "cuda",
+        generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
     )
     for batch in loader:
         yield {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
