@@ -147,7 +147,12 @@ class Recipe(RunOptions):
         """Plain values, every option of the stages that are run included; `recipe_from` reads it back."""
         plain = super().to_dict()
         del plain["options"]
-        return plain | {stage: _plain(asdict(self.options_of(stage))) for stage in dict.fromkeys(self.stages)}
+        return plain | {_key(stage): _plain(asdict(self.options_of(stage))) for stage in dict.fromkeys(self.stages)}
+
+
+def _key(stage: str) -> str:
+    """Where a stage's options stand in files and in Python: those of `shot-im` under shot_im."""
+    return stage.replace("-", "_")
 
 
 def _plain(value: Any) -> Any:
@@ -195,7 +200,7 @@ def recipe_of(parsed: Namespace) -> Recipe:
     values = {f.name: _frozen(parsed[f.name]) for f in fields(Recipe) if f.name != "options"}
     options = {}
     for name, stage in stage_types().items():
-        given = {key: _frozen(value) for key, value in parsed[name].as_dict().items()}
+        given = {key: _frozen(value) for key, value in parsed[_key(name)].as_dict().items()}
         try:
             chosen = stage.Options(**given)
         except RecipeError as error:

@@ -18,8 +18,10 @@ _OWN: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm)
 
 
 def stage_types() -> dict[str, type[Stage[Any]]]:
-    """Stages by name: ours, then those that installed packages offer under the entry point group `das3.stages`."""
-    found = {stage.name: stage for stage in _OWN}
+    """Stages by name: ours, the rivals, then those that packages offer under the entry point group `das3.stages`."""
+    from das3.rivals import RIVALS  # they are stages themselves and import from here
+
+    found = {stage.name: stage for stage in (*_OWN, *RIVALS)}
     for entry in entry_points(group="das3.stages"):
         found.setdefault(entry.name, entry.load())
     return found

@@ -1,0 +1,190 @@
+"""What every stage must do, ours and the rivals: one suite for all of them."""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from das3.bench import Bench
+from das3.data.images import open_images
+from das3.engine import LoopOptions, StepState, make_fabric, train
+from das3.errors import RecipeError
+from das3.norms import reestimate
+from das3.segmenter import Segmenter
+from das3.stages import find_stage, stage_types
+from das3.stages.base import StageOptions
+
+NAMES = list(stage_types())
+TRAINED = [n for n in NAMES if stage_types()[n].Options().steps]
+CLASSIFIER_IS_FROZEN = {"align", "atp-align", "shot-im", "shot", "tent"}
+SEED = (0, 0)
+LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1)
+
+# A value out of range for every option that has a range.
+WRONG = {
+    **{"steps": -1, "lr": 0.0, "head_lr_factor": -1.0, "norm": "none", "scale": (0.0, 1.0), "color": -1.0, "blur": 2.0},
+    **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none"},
+    **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
+    **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
+    **{"regularizer": "none"},
+}
+
+
+class Item(tuple):
+    """An image and a label that no one may look at."""
+
+    def __getitem__(self, i):
+        assert i == 0, "a label was read"
+        return super().__getitem__(i)
+
+
+class Sealed:
+    """Stripes of three colours, each with some noise."""
+
+    def __init__(self, size=(32, 40)):
+        self.size = size
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        if not 0 <= i < 4:
+            raise IndexError(i)
+        rng = np.random.default_rng(i)
+        stripes = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])[(np.arange(self.size[1]) // 8 + i) % 3]
+        noise = rng.normal(0, 20, (*self.size, 3))
+        return Item(((stripes + noise).clip(0, 255).astype(np.uint8), "label"))
+
+
+def network(channels=3, pointwise=False):
+    torch.manual_seed(0)
+    step, kernel = (1, 1) if pointwise else (2, 3)
+    first = [nn.Conv2d(3, 8, kernel, step, kernel // 2), nn.BatchNorm2d(8), nn.ReLU()]
+    second = [nn.Conv2d(8, 8, kernel, step, kernel // 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1)]
+    last = nn.Conv2d(8, channels, 1)
+    with torch.no_grad():
+        last.weight *= 10  # some pixels are sure
+    return Segmenter(nn.Sequential(*first, *second, last), example_size=(16, 16))
+
+
+def prepared(name, folder, segmenter, steps=4, size=(32, 40)):
+    """The stage, as it is after `prepare`, and its samples."""
+    options = find_stage(name).Options()
+    options = dataclasses.replace(options, lr=1e-2, steps=steps if options.steps else 0)
+    images, fabric = open_images(Sealed(size)), make_fabric("cpu", "32")
+    bench = Bench(fabric, segmenter, images, folder, SEED, (32, 32), LOOP.batch_size)
+    stage = find_stage(name)(options)
+    if options.norm != "frozen":
+        reestimate(segmenter, bench.batches())
+    return stage, stage.prepare(bench)
+
+
+def run(name, folder, channels=3, steps=4, start=None):
+    """Train a fresh network; returns it, what was reported and the state after half of the steps."""
+    segmenter, records, states = network(channels), [], []
+    stage, samples = prepared(name, folder, segmenter, steps)
+    if start:
+        segmenter.load_state_dict(start["segmenter"])
+        start = StepState(start["step"], start["optimizer"], start["stage"])
+
+    def save(state):
+        buffer = io.BytesIO()
+        torch.save({"segmenter": segmenter.state_dict(), **dataclasses.asdict(state)}, buffer)
+        states.append(torch.load(io.BytesIO(buffer.getvalue()), weights_only=True))
+
+    fabric = make_fabric("cpu", "32")
+    train(fabric, segmenter, stage, samples, LOOP, seed=SEED, start=start, report=records.append, save=save)
+    return segmenter, records, states
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs by name, each made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = folder, *run(name, folder)
+        return made[name]
+
+    return get
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_have_defaults_and_ranges(name):
+    kind = find_stage(name)
+    assert kind.name == name
+    assert kind.__doc__
+    options = kind.Options()
+    assert isinstance(options, StageOptions)
+    for field in dataclasses.fields(options):
+        if not isinstance(getattr(options, field.name), bool):
+            with pytest.raises(RecipeError, match=field.name):
+                dataclasses.replace(options, **{field.name: WRONG[field.name]})
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_losses_are_finite_and_only_what_is_said_to_be_trained_changes(name, runs):
+    _, segmenter, records, _ = runs(name)
+    assert [r.step for r in records] == [1, 2, 3, 4]
+    assert all(math.isfinite(v) for r in records for v in r.losses.values())
+    before = dict(network().named_parameters())
+    trained = {id(p) for p in find_stage(name)(find_stage(name).Options()).trainable(segmenter)}
+    moved = {n for n, p in segmenter.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert moved <= {n for n, p in segmenter.named_parameters() if id(p) in trained}
+    classifier = {n for n in before if n.startswith("model.7.")}
+    assert not moved & classifier if name in CLASSIFIER_IS_FROZEN else classifier <= moved
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in TRAINED])
+def test_without_steps_only_statistics_change(name, runs):
+    _, segmenter, _, _ = runs(name)
+    before = network()
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), segmenter.parameters(), strict=True))
+    assert not equal(before, segmenter)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_resumed_run_ends_bit_equal(name, runs):
+    folder, whole, _, states = runs(name)
+    assert [s["step"] for s in states] == [2]
+    assert equal(run(name, folder, start=states[0])[0], whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_weights(name, runs, tmp_path):
+    assert equal(run(name, tmp_path)[0], runs(name)[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_classes_from_one_sigmoid_logit(name, tmp_path):
+    segmenter, records, _ = run(name, tmp_path, channels=1, steps=1)
+    assert all(math.isfinite(v) for r in records for v in r.losses.values())
+    assert all(torch.isfinite(p).all() for p in segmenter.parameters())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_pixels_of_the_padding_change_no_loss(name, tmp_path):
+    """Images smaller than the crop; each pixel is predicted on its own, so that the padding is seen there alone."""
+    segmenter = network(pointwise=True)
+    stage, samples = prepared(name, tmp_path, segmenter, size=(20, 24))
+    batch = torch.utils.data.default_collate([samples[n] for n in range(4)])
+    padding = ~batch["valid"].unsqueeze(1)
+    assert padding.any()
+    segmenter.eval()
+    found = []
+    for value in (0.0, 0.9):
+        images = {k: v.masked_fill(padding, value) if v.is_floating_point() else v for k, v in batch.items()}
+        torch.manual_seed(0)
+        found.append({k: v.item() for k, v in stage.loss(segmenter, images).items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-7)
