@@ -1,0 +1,189 @@
+"""SFDA: images made up from the source model's norm statistics keep what it knew, sure patches teach the unsure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from das3.bench import Bench
+from das3.data.samples import Sample, Samples
+from das3.entropy import entropy_of_probs
+from das3.errors import ModelError
+from das3.norms import NormMode, batch_norms
+from das3.rivals.fakes import Generator, PatchJudge, reverse
+from das3.rivals.features import features_and_logits, to_grid
+from das3.rivals.maxsquare import max_square_loss
+from das3.rivals.teachers import frozen_copy
+from das3.segmenter import Segmenter
+from das3.stages.base import Stage, StageOptions
+
+__all__ = ["Sfda", "attention_kl", "attentions", "dual_attention", "easy_and_hard", "statistics_loss"]
+
+# Attention between all places of a larger feature map would not fit in memory.
+GRID = 16
+
+
+@dataclass(frozen=True)
+class SfdaOptions(StageOptions):
+    """Options of SFDA.
+
+    Attributes:
+        alpha: weight of the difference between both models' predictions of made-up images.
+        beta: weight of the differences between their dual attention, and between that of made-up and target images.
+        gamma: weight of the patches' adversarial loss on the segmenter.
+        patches: K, images are cut into K×K patches.
+    """
+
+    steps: int = 300
+    norm: NormMode = "frozen"
+    alpha: float = 1.0
+    beta: float = 0.5
+    gamma: float = 0.01
+    patches: int = 3
+
+    def checks(self) -> dict[str, bool]:
+        """Ranges of this stage's own options."""
+        weights = {k: getattr(self, k) >= 0 for k in ("alpha", "beta", "gamma")}
+        return {**weights, "patches": self.patches >= 1, "norm": self.norm == "frozen"}
+
+
+def statistics_loss(inputs: Sequence[Tensor], norms: Sequence[_BatchNorm]) -> Tensor:
+    """L_BNS = Σ_l ‖μ_l − μ̄_l‖² + ‖σ²_l − σ̄²_l‖² between what enters each batch norm and its running statistics.
+
+    Args:
+        inputs: B×C_l×h×w each.
+        norms: the batch-norm layers, in the same order.
+    """
+    total = torch.zeros((), device=inputs[0].device)
+    for values, norm in zip(inputs, norms, strict=True):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        var, mean = torch.var_mean(values.float(), dim=(0, 2, 3), correction=0)
+        total = total + ((mean - norm.running_mean) ** 2).sum() + ((var - norm.running_var) ** 2).sum()
+    return total
+
+
+def attentions(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Spatial attention B×N×N and channel attention B×D×D of features B×D×h×w, N = h·w: softmax of inner products."""
+    flat = features.flatten(2)
+    return (flat.transpose(1, 2) @ flat).softmax(dim=1), (flat @ flat.transpose(1, 2)).softmax(dim=2)
+
+
+def dual_attention(features: Tensor) -> Tensor:
+    """A = concat(F·S | R·F), B×2D×N: features weighed by spatial and by channel attention."""
+    spatial, channel = attentions(features)
+    flat = features.flatten(2)
+    return torch.cat([flat @ spatial, channel @ flat], dim=1)
+
+
+def attention_kl(fake: Tensor, real: Tensor) -> Tensor:
+    """KL(fake ‖ real) of spatial and of channel attention, mean over their distributions; features B×D×h×w."""
+    total = torch.zeros((), device=fake.device)
+    for p, q, dim in zip(attentions(fake), attentions(real), (1, 2), strict=True):
+        logs = p.clamp(min=1e-12).log() - q.clamp(min=1e-12).log()
+        total = total + (p * logs).sum(dim=dim).mean()
+    return total
+
+
+def easy_and_hard(probs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut predictions into k×k patches and, place by place, part the batch into the surer and the less sure half.
+
+    Args:
+        probs: B×C×H×W, zeros where a pixel does not count.
+        k: patches a side.
+
+    Returns:
+        Easy and hard patches, N×C×h×w each with N = k²·(B // 2), and their places.
+    """
+    half, height, width = len(probs) // 2, max(1, probs.shape[2] // k), max(1, probs.shape[3] // k)
+    patches = probs.unfold(2, height, height)[:, :, :k].unfold(3, width, width)[:, :, :, :k]
+    patches = patches.permute(2, 3, 0, 1, 4, 5).flatten(0, 1)  # places, B, C, h, w
+    doubt = entropy_of_probs(patches.detach().flatten(0, 1)).mean(dim=(1, 2)).view(patches.shape[:2])
+    order = doubt.argsort(dim=1, stable=True)
+    rows = torch.arange(len(patches), device=probs.device).unsqueeze(1)
+    easy, hard = patches[rows, order[:, :half]], patches[rows, order[:, len(probs) - half :]]
+    return easy.flatten(0, 1), hard.flatten(0, 1), rows.expand(-1, half).flatten()
+
+
+class Sfda(Stage[SfdaOptions]):
+    """Knowledge transfer over made-up images, and adversarial self-supervision between patches of target images.
+
+    Source: Liu, Zhang & Wang (CVPR 2021): BNS loss, MAE and dual attention distillation (DAD), maximum squares on
+    target images, intra-domain patch-level self-supervision (IPSM), with the paper's weights. The norm layers keep the
+    source's statistics, from which the images are made up. Simplified: all networks are updated in the same step, the
+    adversaries by reversed gradients, where the paper takes turns and transfers before it adapts; the attention is that
+    of the features before the classifier, averaged to 16×16 places at most, where the paper gives its networks an
+    attention module; generator and discriminator are smaller and learn at ten times `lr`, not at 0.1.
+    """
+
+    name = "sfda"
+    Options = SfdaOptions
+    own_lr_factor = 10.0
+
+    def prepare(self, bench: Bench) -> Samples:
+        """The source model stays beside, and the generator and the discriminator begin at random."""
+        self.source = frozen_copy(bench.segmenter)
+        self.autocast = bench.fabric.autocast
+        if next(batch_norms(self.source), None) is None:
+            raise ModelError("sfda needs batch-norm statistics and the network has none; choose another method")
+        size = (max(8, bench.crop[0] // 2), max(8, bench.crop[1] // 2))
+        with torch.random.fork_rng([]):
+            torch.manual_seed(sum(bench.seed))
+            generator = Generator(size)
+            judge = PatchJudge(bench.segmenter.num_classes, self.options.patches**2)
+        self.generator, self.judge = generator.to(bench.fabric.device), judge.to(bench.fabric.device)
+        return bench.samples(self.options)
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """What keeps the source's knowledge, and what learns from the target."""
+        features, logits = features_and_logits(segmenter, batch["image"])
+        valid = batch["valid"].unsqueeze(1)
+        inside = to_grid(cast(Segmenter, segmenter), valid.float(), features) > 0.5
+        probs = torch.where(valid, logits.float().softmax(dim=1), 0)
+        return {
+            **self._transfer(segmenter, torch.where(inside, features.detach(), 0)),
+            "target": 2 * max_square_loss(logits, batch["valid"], ratio=0.0),
+            "patches": self._patches(probs),
+        }
+
+    def _transfer(self, segmenter: nn.Module, target: Tensor) -> dict[str, Tensor]:
+        """The segmenter follows the source model on made-up images; the generator seeks those on which it does not.
+
+        `target` are features of target images, whose attention the made-up images are to have.
+        """
+        options = self.options
+        norms = list(batch_norms(self.source))
+        inputs: list[Tensor] = []
+        hooks = [n.register_forward_pre_hook(lambda _, values: inputs.append(values[0])) for n in norms]
+        with self.autocast():
+            images = self.generator(torch.randn(len(target), self.generator.latent).to(target.device))
+            old_features, old_logits = features_and_logits(self.source, images)
+        for hook in hooks:
+            hook.remove()
+        features, logits = features_and_logits(segmenter, reverse(images))
+        output = (logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))).abs().mean()
+        grid = (min(GRID, features.shape[-2]), min(GRID, features.shape[-1]))
+        small, old_small, target = (F.adaptive_avg_pool2d(f, grid) for f in (features, old_features, target))
+        attention = (dual_attention(small) - reverse(dual_attention(old_small))).abs().mean()
+        return {
+            "statistics": statistics_loss(inputs, norms),
+            "output": options.alpha * output,
+            "attention": options.beta * attention,
+            "semantics": options.beta * attention_kl(old_small, target),
+        }
+
+    def _patches(self, probs: Tensor) -> Tensor:
+        """The discriminator tells easy from hard patches; the segmenter makes hard ones pass for easy."""
+        easy, hard, places = easy_and_hard(probs, self.options.patches)
+        if not len(easy):
+            return probs.sum() * 0
+        with self.autocast():
+            sure = self.judge(easy.detach(), places).float()
+            unsure = self.judge(reverse(hard, self.options.gamma), places).float()
+        return F.softplus(-sure).mean() + F.softplus(unsure).mean()
