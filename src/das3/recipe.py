@@ -6,6 +6,7 @@ The command line, the YAML file, the Python call and the docs are all made from 
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.resources import files
@@ -18,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from das3.engine import LoopOptions
 from das3.errors import RecipeError
+from das3.rivals import RIVALS
 from das3.stages import StageOptions, find_stage, stage_types
 
 __all__ = [
@@ -161,10 +163,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Collection[str] = ()) -> None:
+def add_options(
+    parser: ArgumentParser, kind: type, prefix: str = "", skip: Collection[str] = (), *, listed: bool = True
+) -> None:
     """Give a parser one option per field of a dataclass, its help taken from the docstrings of the class's bases.
 
-    A field `eval_images` becomes `--eval-images`; with the prefix "align", `lr` becomes `--align.lr`.
+    A field `eval_images` becomes `--eval-images`; with the prefix "align", `lr` becomes `--align.lr`. Options that are
+    not listed are taken but left out of --help.
     """
     hints, helps = get_type_hints(kind), _field_docs(kind)
     dot = f"{prefix}." if prefix else ""
@@ -172,7 +177,7 @@ def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Coll
         if f.name not in skip:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             option = f"--{dot}{f.name.replace('_', '-')}"
-            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name])
+            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name] if listed else SUPPRESS)
 
 
 def _field_docs(kind: type) -> dict[str, str]:
@@ -184,10 +189,10 @@ def _field_docs(kind: type) -> dict[str, str]:
 
 
 def add_recipe_options(parser: ArgumentParser) -> None:
-    """The recipe's options, then each stage's under the stage's name."""
+    """The recipe's options, then each stage's under the stage's name; --help would be endless with the rivals'."""
     add_options(parser, Recipe, skip={"options"})
     for name, stage in stage_types().items():
-        add_options(parser, stage.Options, name)
+        add_options(parser, stage.Options, name, listed=stage not in RIVALS)
 
 
 def filled(kind: type[T], parsed: Namespace) -> T:
