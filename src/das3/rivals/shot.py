@@ -140,6 +140,7 @@ class NearestCentroid(nn.Module):
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
+        self.train(segmenter.training)
 
     @torch.no_grad()
     def fit(self, bench: Bench, *, hard: bool) -> None:
