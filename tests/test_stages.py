@@ -22,16 +22,16 @@ NAMES = list(stage_types())
 TRAINED = [n for n in NAMES if stage_types()[n].Options().steps]
 CLASSIFIER_IS_FROZEN = {"align", "atp-align", "shot-im", "shot", "tent"}
 SEED = (0, 0)
-LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1)
+LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1, average=0.5)
 
 # A value out of range for every option that has a range.
 WRONG = {
     **{"steps": -1, "lr": 0.0, "head_lr_factor": -1.0, "norm": "none", "scale": (0.0, 1.0), "color": -1.0, "blur": 2.0},
-    **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none"},
+    **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "balance": 2.0},
     **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
     **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
-    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0},
+    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "balance": 2.0},
 }
 
 
@@ -90,7 +90,7 @@ def run(name, folder, channels=3, steps=4, start=None):
     stage, samples = prepared(name, folder, segmenter, steps)
     if start:
         segmenter.load_state_dict(start["segmenter"])
-        start = StepState(start["step"], start["optimizer"], start["stage"])
+        start = StepState(start["step"], start["optimizer"], start["stage"], start["average"])
 
     def save(state):
         buffer = io.BytesIO()

@@ -8,10 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from das3.bench import Bench
-from das3.data.samples import Sample, Samples
+from das3.data.samples import Sample
 from das3.losses import negative_loss, positive_loss
-from das3.pseudo_labels import positive_labels
 from das3.stages.align import Align, AlignOptions
 from das3.stages.selftrain import SelfTrain, SelfTrainOptions
 
@@ -41,6 +39,7 @@ class AtpSelfTrainOptions(SelfTrainOptions):
 
     negative_threshold: float = 0.04
     negative_form: Literal["separate", "pooled"] = "pooled"
+    balance: float = 0.0
 
 
 class AtpSelfTrain(SelfTrain):
@@ -48,14 +47,6 @@ class AtpSelfTrain(SelfTrain):
 
     name = "atp-selftrain"
     Options = AtpSelfTrainOptions
-
-    def prepare(self, bench: Bench) -> Samples:
-        """Positive labels only."""
-        store = self.pseudo_labels = bench.label_all("labels", self._label, flip=self.options.flip)
-        return bench.samples(self.options, maps=store.maps("labels"))
-
-    def _label(self, probs: Tensor) -> dict[str, Tensor]:
-        return {"labels": positive_labels(probs, share=self.options.share)}
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy on the positive labels, −log(1 − Σ p) over the classes that are improbable now."""
