@@ -33,6 +33,12 @@ def diversity(mean):
     return sum(m * np.log(m) for m in mean if m > 0) / np.log(len(mean))
 
 
+def balanced(p, q, strength):
+    """p: C×N probabilities; rare classes of the shares q count for more."""
+    raised = np.array([[p[c, i] / q[c] ** strength for i in range(p.shape[1])] for c in range(p.shape[0])])
+    return np.array([[raised[c, i] / sum(raised[:, i]) for i in range(p.shape[1])] for c in range(p.shape[0])])
+
+
 def cross_entropy(p, labels, ignore=255):
     terms = [-np.log(p[y, i]) for i, y in enumerate(labels) if y != ignore]
     return sum(terms) / len(terms) if terms else 0.0

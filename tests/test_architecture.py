@@ -34,7 +34,7 @@ LAYERS = [
     ["data"],
     ["label_store", "checkpoints"],
     ["losses", "pseudo_labels", "mixing", "norms", "metrics"],
-    ["entropy", "origin"],
+    ["averages", "entropy", "origin"],
     ["errors"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

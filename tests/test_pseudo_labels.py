@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 import reference
 from das3.pseudo_labels import (
+    balanced,
     class_thresholds,
     negative_labels,
     pack_negatives,
@@ -111,3 +112,19 @@ def test_packing_is_lossless(classes, seed):
 def test_share_out_of_range(share):
     with pytest.raises(ValueError, match="share"):
         positive_labels(torch.rand(2, 3, 3), share=share)
+
+
+@given(predictions(), st.floats(0, 1), st.randoms(use_true_random=False))
+def test_balanced_equals_reference_and_permutes_with_the_classes(probs, strength, random):
+    q = np.random.default_rng(random.randrange(100)).dirichlet(np.ones(len(probs))) + 1e-6
+    ours = balanced(probs, torch.from_numpy(q), strength)
+    np.testing.assert_allclose(ours, reference.balanced(probs.flatten(1).numpy(), q, strength).reshape(probs.shape))
+    order = torch.from_numpy(np.random.default_rng(1).permutation(len(probs)))
+    np.testing.assert_allclose(balanced(probs[order], torch.from_numpy(q)[order], strength), ours[order])
+
+
+def test_balance_finds_the_rare_class_where_the_model_is_in_doubt_alone():
+    probs = torch.tensor([[0.99, 0.6], [0.01, 0.4]]).view(2, 1, 2)
+    shares = torch.tensor([0.95, 0.05])
+    assert balanced(probs, shares, 0).argmax(0).tolist() == [[0, 0]]
+    assert balanced(probs, shares, 0.25).argmax(0).tolist() == [[0, 1]]

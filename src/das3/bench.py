@@ -109,6 +109,13 @@ class Bench:
         self.fabric.barrier()
         return store
 
+    def class_shares(self) -> Tensor:
+        """The model's mean prediction over all target images: C values > 0 with sum 1, on the device."""
+        store = self.label_all("shares", lambda probs: {"mean": probs.mean(dim=(1, 2))})
+        mean = np.mean([store[i]["mean"] for i in range(len(store))], axis=0, dtype=np.float64)
+        shares = torch.tensor(mean, dtype=torch.float32, device=self.fabric.device).clamp(min=1e-6)
+        return shares / shares.sum()
+
     def predict(self, batch: Tensor, *, flip: bool = False) -> Tensor:
         """Probabilities B×C×H×W float32 of a batch of images."""
         with self.fabric.autocast():

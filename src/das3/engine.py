@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from das3.averages import WeightAverage
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError, TrainingError
 from das3.norms import set_norm_mode
@@ -42,6 +43,7 @@ class LoopOptions:
         power: of the polynomial decay of the learning rate.
         warmup: share of the steps in which the rate rises linearly.
         clip: largest gradient norm; 0 for no limit.
+        average: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
         workers: processes that load images; 0 loads in the main process.
         log_every: steps between two lines of metrics.jsonl.
         checkpoint_every: steps between two checkpoints.
@@ -54,6 +56,7 @@ class LoopOptions:
     power: float = 0.9
     warmup: float = 0.05
     clip: float = 1.0
+    average: float = 0.0
     workers: int = 0
     log_every: int = 10
     checkpoint_every: int = 100
@@ -65,6 +68,8 @@ class LoopOptions:
         for name in ("weight_decay", "power", "clip", "workers"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} can't be negative, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise RecipeError(f"average is a decay, at least 0 and below 1, got {self.average}")
         if not 0 <= self.warmup <= 1:
             raise RecipeError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
         if self.optimizer not in ("adamw", "sgd"):
@@ -78,6 +83,7 @@ class StepState:
     step: int
     optimizer: dict[str, Any]
     stage: dict[str, Tensor]
+    average: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -168,11 +174,14 @@ def train(
     groups = parameter_groups(segmenter, stage, options.weight_decay)
     optimizer = _optimizer(groups, options)
     model, optimizer = fabric.setup(segmenter, optimizer)
+    average = WeightAverage(segmenter, options.average) if options.average else None
     first = 0
     if start:
         first = start.step
         optimizer.load_state_dict(start.optimizer)
         stage.load_state_dict(start.stage)
+        if average and start.average:
+            average.load_state_dict(start.average)
     batches = _batches(fabric, samples, options, first * options.accumulate)
     segmenter.train()
     set_norm_mode(segmenter, settings.norm)
@@ -195,12 +204,17 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         stage.after_step(segmenter)
+        if average:
+            average.update(segmenter)
         done = step + 1
         saving = done % options.checkpoint_every == 0 and done < settings.steps
         if done % options.log_every == 0 or saving or done == settings.steps:
             report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
         if saving:
-            save(StepState(done, optimizer.state_dict(), stage.state_dict()))
+            averaged = average.state_dict() if average else None
+            save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
+    if average:
+        average.copy_to(segmenter)
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
     segmenter.eval()

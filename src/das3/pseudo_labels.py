@@ -9,7 +9,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
+__all__ = ["balanced", "class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
+
+
+def balanced(probs: Tensor, shares: Tensor, strength: float) -> Tensor:
+    """Probabilities in which rare classes count for more: p_c / q_c^strength, scaled to sum 1.
+
+    The largest p_c marks few pixels of a rare class wherever a model is in doubt, and training on such labels makes it
+    rarer with every round.
+
+    Args:
+        probs: C×H×W probabilities of one image.
+        shares: C values q > 0, the model's mean prediction over the data set.
+        strength: in [0, 1]; 0 changes nothing.
+
+    Returns:
+        C×H×W.
+
+    Source: logit adjustment (Menon et al., ICLR 2021); class-balanced self-training (Zou et al., ECCV 2018) divides by
+    its thresholds instead.
+    """
+    if not strength:
+        return probs
+    probs = probs / shares.view(-1, 1, 1) ** strength
+    return probs / probs.sum(dim=0)
 
 
 def class_thresholds(

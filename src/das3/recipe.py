@@ -127,10 +127,12 @@ class Recipe(RunOptions):
     """Everything about an adaptation run.
 
     Attributes:
+        average: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
         stages: what is run, in this order.
         options: the stages' options by stage name, as far as they differ from their defaults.
     """
 
+    average: float = 0.97
     stages: tuple[str, ...] = ("align", "selftrain", "propagate")
     options: dict[str, StageOptions] = field(default_factory=dict)
 

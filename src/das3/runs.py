@@ -215,7 +215,7 @@ def run_phases(
         start = None
         if number == state["phase"] and state["step"]:
             segmenter.load_state_dict(state["segmenter"])
-            start = StepState(state["step"], state["optimizer"], state["stage"])
+            start = StepState(state["step"], state["optimizer"], state["stage"], state["average"])
 
         def report(record: Record, number: int = number, name: str = phase.name, began: float = began) -> None:
             log.add(number, name, record, time.perf_counter() - began)
@@ -234,7 +234,7 @@ def run_phases(
 
 
 def _fields(state: StepState) -> dict[str, Any]:
-    return {"step": state.step, "optimizer": state.optimizer, "stage": state.stage}
+    return {"step": state.step, "optimizer": state.optimizer, "stage": state.stage, "average": state.average}
 
 
 def _end_of(run: Run, number: int, phases: Sequence[Phase]) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +33,8 @@ class AlignOptions(StageOptions):
             every batch to show all classes equally.
         prior: what the diversity loss draws p̄ to: equal shares ("uniform", the paper's) or the mean prediction of the
             model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
+        balance: in [0, 1]; how far that mean prediction q is drawn to equal shares, q^(1 − balance): a model in doubt
+            predicts rare classes too rarely.
     """
 
     steps: int = 150
@@ -45,6 +46,7 @@ class AlignOptions(StageOptions):
     a: float = 3.0
     memory: float = 0.0
     prior: Literal["uniform", "model"] = "model"
+    balance: float = 0.25
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
@@ -55,6 +57,7 @@ class AlignOptions(StageOptions):
             "a": self.a >= 0,
             "memory": 0 <= self.memory < 1,
             "prior": self.prior in ("uniform", "model"),
+            "balance": 0 <= self.balance <= 1,
         }
 
 
@@ -75,9 +78,8 @@ class Align(Stage[AlignOptions]):
         self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
         self.prior = None
         if self.options.prior == "model":
-            store = bench.label_all("prior", lambda probs: {"mean": probs.mean(dim=(1, 2))})
-            mean = np.mean([store[i]["mean"] for i in range(len(store))], axis=0, dtype=np.float64)
-            self.prior = torch.tensor(mean, dtype=torch.float32, device=bench.fabric.device).clamp(min=1e-6)
+            shares = bench.class_shares() ** (1 - self.options.balance)
+            self.prior = shares / shares.sum()
         return bench.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:

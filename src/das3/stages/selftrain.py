@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import negative_loss, positive_loss
-from das3.pseudo_labels import negative_labels, pack_negatives, positive_labels, unpack_negatives
+from das3.pseudo_labels import balanced, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage, StageOptions
 
 __all__ = ["SelfTrain"]
@@ -26,6 +27,8 @@ class SelfTrainOptions(StageOptions):
         negative: λ_neg, weight of the negative loss.
         negative_form: "separate" sums −log(1 − p) over the ruled-out classes, "pooled" takes −log(1 − Σ p).
         negative_where: "all" pixels, or those "unlabelled" by a positive label.
+        balance: in [0, 1]; how much rarer classes count for more where positive labels are made, see
+            `das3.pseudo_labels.balanced`; 0 is the paper's plain argmax.
         flip: label with the mean prediction of the image and its mirror image.
         rounds: how often the labels are made anew and the stage is run.
     """
@@ -33,11 +36,12 @@ class SelfTrainOptions(StageOptions):
     lr: float = 3e-4
     color: float = 0.3
     blur: float = 0.3
-    share: float = 0.5
+    share: float = 0.3
     negative_threshold: float = 0.05
     negative: float = 1.0
     negative_form: Literal["separate", "pooled"] = "separate"
     negative_where: Literal["all", "unlabelled"] = "all"
+    balance: float = 0.25
     flip: bool = False
     rounds: int = 1
 
@@ -49,6 +53,7 @@ class SelfTrainOptions(StageOptions):
             "negative": self.negative >= 0,
             "negative_form": self.negative_form in ("separate", "pooled"),
             "negative_where": self.negative_where in ("all", "unlabelled"),
+            "balance": 0 <= self.balance <= 1,
             "rounds": self.rounds >= 1,
         }
 
@@ -62,15 +67,17 @@ class SelfTrain(Stage[SelfTrainOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """Label every image in both directions, once, in evaluation mode."""
         self.num_classes = bench.segmenter.num_classes
+        self.shares = bench.class_shares() if self.options.balance else torch.ones(())
         store = self.pseudo_labels = bench.label_all("labels", self._label, flip=self.options.flip)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _label(self, probs: Tensor) -> dict[str, Tensor]:
-        negatives = negative_labels(probs, threshold=self.options.negative_threshold)
-        return {
-            "labels": positive_labels(probs, share=self.options.share),
-            "negatives": pack_negatives(negatives),
-        }
+        options = self.options
+        positives = positive_labels(balanced(probs, self.shares, options.balance), share=options.share)
+        negatives = negative_labels(probs, threshold=options.negative_threshold)
+        # A rare class may have won where it is below the threshold; a pixel's own label is never ruled out.
+        negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives
+        return {"labels": positives, "negatives": pack_negatives(negatives)}
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy on the positive labels, −log(1 − p) on the negative ones."""
