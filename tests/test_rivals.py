@@ -471,6 +471,21 @@ def test_the_generator_seeks_images_on_which_the_models_differ_and_the_segmenter
         module.load_state_dict(kept)
 
 
+def test_made_up_images_move_no_running_statistics(tmp_path):
+    segmenter = pointwise()
+    source = copy.deepcopy(segmenter.model[1].running_mean)
+    stage = find_stage("sfda")(find_stage("sfda").Options())
+    stage.prepare(bench(segmenter, tmp_path, size=(32, 32)))
+    assert torch.equal(stage.source.model[1].running_mean, source)
+    assert not torch.equal(segmenter.model[1].running_mean, source)
+    image = torch.rand(2, 3, 8, 8)
+    alone = copy.deepcopy(segmenter).train()
+    alone(image)
+    stage.loss(segmenter.train(), {"image": image, "valid": torch.ones(2, 8, 8, dtype=torch.bool)})
+    torch.testing.assert_close(segmenter.model[1].running_mean, alone.model[1].running_mean)
+    assert segmenter.model[1].momentum == alone.model[1].momentum
+
+
 def test_sfda_needs_batch_norm(tmp_path):
     segmenter = network(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
     with pytest.raises(ModelError, match="batch-norm"):

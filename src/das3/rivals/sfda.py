@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,7 +16,7 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.entropy import entropy_of_probs
 from das3.errors import ModelError
-from das3.norms import NormMode, batch_norms
+from das3.norms import NormMode, batch_norms, reestimate, set_norm_mode
 from das3.rivals.fakes import Generator, PatchJudge, reverse
 from das3.rivals.features import features_and_logits, to_grid
 from das3.rivals.maxsquare import max_square_loss
@@ -34,6 +35,7 @@ class SfdaOptions(StageOptions):
     """Options of SFDA.
 
     Attributes:
+        norm: "frozen", so that the source's statistics reach the stage, which sees to the norm layers itself.
         alpha: weight of the difference between both models' predictions of made-up images.
         beta: weight of the differences between their dual attention, and between that of made-up and target images.
         gamma: weight of the patches' adversarial loss on the segmenter.
@@ -111,15 +113,27 @@ def easy_and_hard(probs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return easy.flatten(0, 1), hard.flatten(0, 1), rows.expand(-1, half).flatten()
 
 
+@contextlib.contextmanager
+def _kept_statistics(network: nn.Module) -> Iterator[None]:
+    """What is run within does not move the running statistics."""
+    kept = [(norm, norm.momentum) for norm in batch_norms(network)]
+    for norm, _ in kept:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in kept:
+        norm.momentum = momentum
+
+
 class Sfda(Stage[SfdaOptions]):
     """Knowledge transfer over made-up images, and adversarial self-supervision between patches of target images.
 
     Source: Liu, Zhang & Wang (CVPR 2021): BNS loss, MAE and dual attention distillation (DAD), maximum squares on
-    target images, intra-domain patch-level self-supervision (IPSM), with the paper's weights. The norm layers keep the
-    source's statistics, from which the images are made up. Simplified: all networks are updated in the same step, the
-    adversaries by reversed gradients, where the paper takes turns and transfers before it adapts; the attention is that
-    of the features before the classifier, averaged to 16×16 places at most, where the paper gives its networks an
-    attention module; generator and discriminator are smaller and learn at ten times `lr`, not at 0.1.
+    target images, intra-domain patch-level self-supervision (IPSM), with the paper's weights. The source model keeps
+    its statistics; the one that is trained runs on each batch's, made-up and target images apart, and only target
+    images reach its running statistics. Simplified: all networks are updated in the same step, the adversaries by
+    reversed gradients, where the paper takes turns and transfers before it adapts; the attention is that of the
+    features before the classifier, averaged to 16×16 places at most, where the paper gives its networks an attention
+    module; generator and discriminator are smaller and learn at ten times `lr`, not at 0.1.
     """
 
     name = "sfda"
@@ -138,10 +152,13 @@ class Sfda(Stage[SfdaOptions]):
             generator = Generator(size)
             judge = PatchJudge(bench.segmenter.num_classes, self.options.patches**2)
         self.generator, self.judge = generator.to(bench.fabric.device), judge.to(bench.fabric.device)
+        reestimate(bench.segmenter, bench.batches())
         return bench.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """What keeps the source's knowledge, and what learns from the target."""
+        if segmenter.training:
+            set_norm_mode(segmenter, "batch")
         features, logits = features_and_logits(segmenter, batch["image"])
         valid = batch["valid"].unsqueeze(1)
         inside = to_grid(cast(Segmenter, segmenter), valid.float(), features) > 0.5
@@ -166,7 +183,8 @@ class Sfda(Stage[SfdaOptions]):
             old_features, old_logits = features_and_logits(self.source, images)
         for hook in hooks:
             hook.remove()
-        features, logits = features_and_logits(segmenter, reverse(images))
+        with _kept_statistics(segmenter):
+            features, logits = features_and_logits(segmenter, reverse(images))
         output = (logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))).abs().mean()
         grid = (min(GRID, features.shape[-2]), min(GRID, features.shape[-1]))
         small, old_small, target = (F.adaptive_avg_pool2d(f, grid) for f in (features, old_features, target))
