@@ -53,7 +53,7 @@ class _Folder:
         return open_labelled(self.root / "images", self.root / "labels", self.classes, class_map=self.class_map)
 
 
-# Strong colour changes are part of any source training today; without, blue skies are unheard of after CamVid's white ones.
+# Strong colour changes are part of any source training today; without, CamVid's white skies make blue ones unheard of.
 # bf16 doubles the speed of a CPU that has it, which pays for the larger images and network.
 _REAL: dict[str, Any] = {
     "size": 240,
