@@ -84,6 +84,7 @@ def adapt(
     resume: bool = False,
     quiet: bool = False,
     state_dict: bool = False,
+    measure_every: int = 0,
     **options: Any,
 ) -> Result:
     """Adapt a trained segmentation model to unlabelled images, without the data it was trained on.
@@ -97,6 +98,7 @@ def adapt(
         resume: go on where the run in `out` stopped.
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
+        measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
         **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`; they win over `recipe`.
 
     Returns:
@@ -120,7 +122,14 @@ def adapt(
         display.say(f"{len(source)} target images, on {fabric.device}, into {folder}")
         target = source.resized(segmenter.preprocess.size, cache_bytes=int(settings.cache_gib * 2**30))
         outcome = run_phases(
-            run, fabric, segmenter, target, phases_of(settings), measure=measure_on(labelled, display), display=display
+            run,
+            fabric,
+            segmenter,
+            target,
+            phases_of(settings),
+            measure=measure_on(labelled, display),
+            display=display,
+            measure_every=measure_every,
         )
     segmenter.to("cpu").eval()
     if fabric.is_global_zero:

@@ -11,8 +11,10 @@ RUN/summary.json     what came out
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,10 @@ from das3.stages import Stage, find_stage
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Phase", "Run", "phases_of", "run_phases"]
+__all__ = ["FREE", "Phase", "Run", "begin_after", "phases_of", "run_phases"]
+
+FREE = frozenset({"out", "device", "workers", "log_every", "checkpoint_every", "cache_gib"})
+"""Options that don't change what comes out: where a run lies and how it is watched."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +100,36 @@ class Run:
 
 
 def _same_recipe(saved: Path, recipe: RunOptions) -> None:
-    """A run goes on with the recipe it began with; where it lies and how it is watched may change."""
+    """A run goes on with the recipe it began with."""
     before, now = yaml.safe_load(saved.read_text()), recipe.to_dict()
-    free = {"out", "device", "workers", "log_every", "checkpoint_every", "cache_gib"}
-    for key in sorted((before.keys() | now.keys()) - free):
+    for key in sorted((before.keys() | now.keys()) - FREE):
         if before.get(key) != now.get(key):
             raise RecipeError(
                 f"{saved.parent} was begun with {key}={before.get(key)!r}, not {now.get(key)!r}; "
                 "resume with the same options, or choose another --out"
             )
+
+
+def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]], donor: Path | None = None) -> None:
+    """Begin a run where another of the same model, images and seed stood after phases that both have; resume it then.
+
+    Args:
+        folder: of the new run.
+        recipe: of the new run.
+        rows: of the source model and of the phases that are taken over.
+        donor: folder of the other run, where there is more than the source model's row.
+    """
+    count, to = len(rows) - 1, folder / "checkpoints"
+    to.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())
+    if donor is not None:
+        name = f"{count - 1}-{rows[-1]['name']}.pt"
+        shutil.copyfile(donor / "checkpoints" / name, to / name)
+        log = donor / "metrics.jsonl"
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        taken = [line for line in lines if _is_before(line, count, 0)]
+        write_atomically(folder / "metrics.jsonl", "".join(taken).encode())
+    save_checkpoint(to / "last.pt", {"phase": count, "step": 0, "rows": list(rows), "labels": None, "seconds": 0.0})
 
 
 class _Log:
@@ -118,11 +144,11 @@ class _Log:
 
         self.board = SummaryWriter(str(folder / "tensorboard"))
 
-    def add(self, phase: int, stage: str, record: Record, seconds: float) -> None:
-        line = {"stage": stage, "phase": phase, **asdict(record), "seconds": round(seconds, 3)}
+    def add(self, phase: int, stage: str, record: Record, seconds: float, measured: dict[str, float]) -> None:
+        line = {"stage": stage, "phase": phase, **asdict(record), "seconds": round(seconds, 3), **measured}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in {**record.losses, "lr": record.lr}.items():
+        for name, value in {**record.losses, "lr": record.lr, **measured}.items():
             self.board.add_scalar(f"{stage}/{name}", value, record.step)
 
 
@@ -132,6 +158,22 @@ def _is_before(line: str, phase: int, step: int) -> bool:
     except json.JSONDecodeError:  # the last line of a killed run
         return False
     return bool((entry["phase"], entry["step"]) <= (phase, step))
+
+
+class _Clock:
+    """Seconds of a phase, those of an interrupted run before it included, measuring left out."""
+
+    def __init__(self, seconds: float) -> None:
+        self.began = time.perf_counter() - seconds
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        since = time.perf_counter()
+        yield
+        self.began += time.perf_counter() - since
 
 
 @dataclass
@@ -166,6 +208,7 @@ def run_phases(
     *,
     measure: Callable[[Segmenter], dict[str, Any]],
     display: Display,
+    measure_every: int = 0,
 ) -> Outcome:
     """Train `segmenter` in place through all phases, from where the run stands.
 
@@ -177,6 +220,7 @@ def run_phases(
         phases: in order.
         measure: called before the first and after each phase; returns {"miou", "per_class_iou"}, None where unknown.
         display: what a person sees.
+        measure_every: also measure about every so many steps of a phase, and log it; 0 does not.
 
     Returns:
         A row per phase, the first being "source".
@@ -201,7 +245,7 @@ def run_phases(
     for number, phase in enumerate(phases):
         if number < state["phase"]:
             continue
-        began = time.perf_counter() - (state["seconds"] if number == state["phase"] else 0.0)
+        clock = _Clock(state["seconds"] if number == state["phase"] else 0.0)
         seed = (recipe.seed, number)
         folder = run.folder / "work" / f"{number}-{phase.name}"
         bench = Bench(
@@ -217,17 +261,21 @@ def run_phases(
             segmenter.load_state_dict(state["segmenter"])
             start = StepState(state["step"], state["optimizer"], state["stage"], state["average"])
 
-        def report(record: Record, number: int = number, name: str = phase.name, began: float = began) -> None:
-            log.add(number, name, record, time.perf_counter() - began)
+        def report(record: Record, number: int = number, name: str = phase.name, clock: _Clock = clock) -> None:
+            measured = {}
+            if measure_every and record.step % measure_every < recipe.log_every and record.step < record.steps:
+                with clock.paused():
+                    measured["miou"] = measure(segmenter)["miou"]
+            log.add(number, name, record, clock.seconds(), measured)
             display.step(name, record)
 
-        def save(step: StepState, number: int = number, began: float = began) -> None:
-            done = {**where(), "phase": number, "seconds": time.perf_counter() - began}
+        def save(step: StepState, number: int = number, clock: _Clock = clock) -> None:
+            done = {**where(), "phase": number, "seconds": clock.seconds()}
             weights = {"segmenter": segmenter.state_dict()}
             save_checkpoint(run.checkpoints / "last.pt", {**done, **weights, **_fields(step)})
 
         train(fabric, segmenter, stage, samples, recipe, seed=seed, start=start, report=report, save=save)
-        outcome.rows.append(_row(phase.name, time.perf_counter() - began, measure(segmenter), display))
+        outcome.rows.append(_row(phase.name, clock.seconds(), measure(segmenter), display))
         save_checkpoint(_end_of(run, number, phases), {"segmenter": segmenter.state_dict()})
         save_checkpoint(run.checkpoints / "last.pt", {**where(), "phase": number + 1, "step": 0, "seconds": 0.0})
     return outcome
