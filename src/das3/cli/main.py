@@ -19,14 +19,15 @@ from das3.recipe import plain_message
 
 __all__ = ["main"]
 
-_COMMANDS = ("demo", "train-source", "adapt", "evaluate", "predict", "benchmark")
+_COMMANDS = ("demo", "train-source", "adapt", "evaluate", "predict", "convert", "data", "recipes", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Exit status: 0 done; 2 for an error that the user can act on, said in one line; 130 after Ctrl-C.
+        Exit status: 0 done; 1 if what was checked is not whole; 2 for an error that the user can act on, said in one
+        line; 130 after Ctrl-C.
     """
     parser, modules = _parser()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "completion":
             print(shtab.complete(parser, shell=parsed.completion.shell))
             return 0
-        modules[command].run(parsed[command])
+        status: int | None = modules[command].run(parsed[command])
     except ArgumentError as error:
         return _fail(f"{plain_message(error)}")
     except Das3Error as error:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ndas3: interrupted; a run goes on from its last checkpoint with --resume", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:

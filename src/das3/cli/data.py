@@ -1,0 +1,49 @@
+"""`das3 data`: published data sets on disk."""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from das3.cli.options import add_flags
+from das3.data.published import DATASETS
+from das3.data_check import check_dataset
+from das3.progress import Display
+
+__all__ = ["HELP", "add", "run"]
+
+HELP = f"""Check a published data set on disk.
+
+das3 data check NAME ROOT --sheet sheet.png
+
+NAME is one of {", ".join(DATASETS)}. Exit status 0 if nothing is wrong, 1 if something is.
+"""
+
+
+def add(parser: ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("action", choices=("check",), help="count images and labels, read some, say what is wrong")
+    parser.add_argument("name", type=str, help="of the data set")
+    parser.add_argument("root", type=str, help="its folder, as its archives unpack")
+    parser.add_argument("--split", type=str | None, default=None, help="this one only, e.g. val")
+    parser.add_argument("--condition", type=str | None, default=None, help="this one only, e.g. night, or a city")
+    parser.add_argument("--classes", type=int | None, default=None, help="read labels as so many classes: 19, 16, 13")
+    parser.add_argument("--sheet", type=str | None, default=None, help="PNG for a contact sheet of images and labels")
+    parser.add_argument("--sample", type=int, default=200, help="images and labels read per split; 0 for all")
+    add_flags(parser, "quiet")
+
+
+def run(given: Namespace) -> int:
+    """Check, print the report, and say by the exit status whether the tree is whole."""
+    with Display(quiet=given.quiet) as display:
+        report = check_dataset(
+            given.name,
+            given.root,
+            given.sheet,
+            split=given.split,
+            condition=given.condition,
+            classes=given.classes,
+            sample=given.sample if given.sample > 0 else None,
+            progress=display.track,
+        )
+    print(report.text())
+    return 0 if report.ok else 1
