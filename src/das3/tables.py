@@ -15,7 +15,16 @@ from typing import Any
 from das3.checkpoints import write_atomically
 from das3.errors import DataError
 
-__all__ = ["Column", "Stat", "Table", "class_table", "results_table", "write_tables"]
+__all__ = [
+    "Column",
+    "Stat",
+    "Table",
+    "class_table",
+    "latex_table",
+    "markdown_table",
+    "results_table",
+    "write_tables",
+]
 
 Row = Mapping[str, Any]
 
@@ -118,21 +127,13 @@ class Table:
 
     def markdown(self) -> str:
         """A GitHub table; numbers are flush right, the best in bold."""
-        rule = ["---"] * len(_NAMES) + ["--:"] * (1 + len(self.columns))
-        lines = [self._heads, rule, *self._texts(" ± ", "–", "**{}**")]
-        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+        return markdown_table(self._heads, self._texts(" ± ", "–", "**{}**"), names=len(_NAMES))
 
     def latex(self) -> str:
         """A `tabular` for the package booktabs; a rule between suites, the best in bold."""
         texts = self._texts(r" $\pm$ ", "--", r"\textbf{{{}}}")
-        out = [rf"\begin{{tabular}}{{{'l' * len(_NAMES)}{'r' * (1 + len(self.columns))}}}", r"\toprule"]
-        out += [" & ".join(map(_escaped, self._heads)) + r" \\", r"\midrule"]
-        for place, cells in enumerate(texts):
-            if place and cells[0] != texts[place - 1][0]:
-                out.append(r"\midrule")
-            names, numbers = cells[: len(_NAMES)], cells[len(_NAMES) :]
-            out.append(" & ".join([*map(_escaped, names), *numbers]) + r" \\")
-        return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
+        rules = [place for place in range(1, len(texts)) if texts[place][0] != texts[place - 1][0]]
+        return latex_table(self._heads, texts, names=len(_NAMES), rules=rules)
 
     def csv(self) -> str:
         """One line per group, a column for the mean and one for the standard deviation; empty where there is none."""
@@ -153,6 +154,32 @@ class Table:
             for line in self.lines
         ]
         return json.dumps(objects, indent=1, allow_nan=False) + "\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """A GitHub table; the first columns, as many as `names`, are flush left, the others right."""
+    rule = ["---"] * names + ["--:"] * (len(heads) - names)
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in (heads, rule, *rows)
+    )
+
+
+def latex_table(heads: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1, rules: Sequence[int] = ()) -> str:
+    """A `tabular` for the package booktabs; heads and the first columns are escaped, the others are LaTeX already.
+
+    Args:
+        heads: of the columns.
+        rows: a text per column.
+        names: how many columns are names, flush left.
+        rules: rows that a rule stands before.
+    """
+    out = [rf"\begin{{tabular}}{{{'l' * names}{'r' * (len(heads) - names)}}}", r"\toprule"]
+    out += [" & ".join(map(_escaped, heads)) + r" \\", r"\midrule"]
+    for place, cells in enumerate(rows):
+        if place in rules:
+            out.append(r"\midrule")
+        out.append(" & ".join([*map(_escaped, cells[:names]), *cells[names:]]) + r" \\")
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _stat(values: Iterable[float | None]) -> Stat | None:

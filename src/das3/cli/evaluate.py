@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -13,17 +14,20 @@ from das3.api import check_classes, open_model, percent
 from das3.checkpoints import write_atomically
 from das3.cli.options import add_flags
 from das3.data.labels import open_labelled
+from das3.data.published.classes import SUBSETS, TRAIN_IDS
 from das3.engine import make_fabric
 from das3.errors import RecipeError
-from das3.evaluate import evaluate
+from das3.evaluate import Evaluation, evaluate
 from das3.progress import Display
 from das3.recipe import ModelOptions, add_options, filled
+from das3.tables import latex_table, markdown_table
 
 __all__ = ["HELP", "add", "run"]
 
 HELP = """Measure a model on labelled images.
 
 das3 evaluate --model RUN --images DIR --labels DIR
+das3 evaluate --model RUN --images 'cityscapes:ROOT?split=val' --classes-subset 13 --out TABLES
 """
 
 
@@ -32,13 +36,17 @@ class EvaluateOptions(ModelOptions):
     """Options of `das3 evaluate`.
 
     Attributes:
-        images: folder of images.
+        images: folder of images, or a published data set, NAME:ROOT?split=SPLIT.
         labels: their labels, a parallel folder; none for a published data set.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
+        classes_subset: the mean is over these of Cityscapes' 19 classes alone: 16 and 13 are the protocols of SYNTHIA,
+            13 is that of Cross-City as well.
+        boundary: also measure the IoU of the classes' edges (within 0.5 % of the image's diagonal).
         flip: average the prediction with the mirrored image's.
         scales: average the predictions at these zooms.
-        out: file to write the result to, as JSON.
+        tile: predict in overlapping tiles of this side; large images are tiled by themselves.
+        out: folder for evaluation.json, .md and .tex; a name that ends in .json is that file alone.
         device: auto, cpu, cuda or mps.
         precision: auto, 32, bf16 or 16 (mixed).
     """
@@ -47,8 +55,11 @@ class EvaluateOptions(ModelOptions):
     labels: str | None = None
     classes: str | None = None
     class_map: str | None = None
+    classes_subset: Literal[19, 16, 13] | None = None
+    boundary: bool = False
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    tile: int | None = None
     out: str | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
@@ -74,14 +85,80 @@ def run(given: Namespace) -> None:
         num_classes=segmenter.num_classes,
     )
     check_classes(labelled, segmenter)
+    chosen = _subset(labelled.class_names, options.classes_subset)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
     with Display(quiet=given.quiet) as display, fabric.autocast():
-        result = percent(
-            evaluate(segmenter, labelled, flip=options.flip, scales=options.scales, progress=display.track)
+        evaluation = evaluate(
+            segmenter,
+            labelled,
+            flip=options.flip,
+            scales=options.scales,
+            tile=options.tile,
+            classes=chosen,
+            boundary=options.boundary,
+            progress=display.track,
         )
-    for name, iou in result["per_class_iou"].items():
-        print(f"{name:<24} {'absent' if iou is None else f'{iou:6.2f}'}")
-    print(f"{'mIoU':<24} {result['miou']:6.2f}")
+    result = _result(evaluation, chosen) | {"images": len(labelled)}
+    heads = [["class", "IoU", "edges"]] if options.boundary else []
+    for name, *scores in [*heads, *_lines(result, "absent", "")]:
+        print(f"{name:<24}" + "".join(f" {score:>6}" for score in scores))
     if options.out:
-        write_atomically(Path(options.out), json.dumps(result, indent=1).encode())
+        _write(Path(options.out), result)
+
+
+def _subset(names: Sequence[str], count: int | None) -> tuple[int, ...] | None:
+    """Which of the labels' classes are those of the protocol, by name.
+
+    Raises:
+        RecipeError: if the labels lack one of them.
+    """
+    if count is None:
+        return None
+    wanted = [TRAIN_IDS.names[c] for c in SUBSETS[count]]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise RecipeError(
+            f"--classes-subset {count} is of Cityscapes' classes, but the labels have no {missing[0]}; "
+            "name a published data set, or a table with these names with --classes"
+        )
+    return tuple(names.index(name) for name in wanted)
+
+
+def _result(evaluation: Evaluation, chosen: Sequence[int] | None) -> dict[str, Any]:
+    """What evaluation.json says; scores in percent, None for a class that does not occur."""
+    result = percent(evaluation) | {"pixel_accuracy": round(100 * evaluation.confusion.pixel_accuracy(), 4)}
+    names = list(evaluation.per_class_iou)
+    if chosen is not None:
+        result["mean_over"] = [names[c] for c in chosen]
+    if edges := evaluation.boundary:
+        scores = dict(zip(names, edges.iou().tolist(), strict=True))
+        result["boundary"] = percent(Evaluation(edges.miou(chosen), scores, evaluation.confusion))
+    return result
+
+
+def _lines(result: dict[str, Any], absent: str, left_out: str) -> list[list[str]]:
+    """Class and scores of each class, then the means; a mark behind classes that are not in the mean."""
+    measured = [result, *([result["boundary"]] if "boundary" in result else [])]
+    counted = result.get("mean_over", result["per_class_iou"])
+    lines = []
+    for name in result["per_class_iou"]:
+        scores = [part["per_class_iou"][name] for part in measured]
+        texts = [absent if score is None else f"{score:.2f}" for score in scores]
+        lines.append([name if name in counted else f"{name}{left_out}", *texts])
+    return [*lines, ["mIoU", *(f"{part['miou']:.2f}" for part in measured)]]
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=1) + "\n"
+    if out.suffix == ".json":
+        write_atomically(out, text.encode())
+        return
+    heads = ["class", "IoU %", *(["boundary IoU %"] if "boundary" in result else [])]
+    lines = _lines(result, "–", " *")
+    write_atomically(out / "evaluation.json", text.encode())
+    note = "\n\\* not in the mean\n" if "mean_over" in result else ""
+    write_atomically(out / "evaluation.md", (markdown_table(heads, lines) + note).encode())
+    latex = latex_table(heads, _lines(result, "--", " *"), rules=[len(lines) - 1])
+    write_atomically(out / "evaluation.tex", latex.encode())
+    print(out / "evaluation.md")
