@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from das3.api import adapt
 from das3.cli.options import add_flags, add_recipe, needed
+from das3.dry_run import dry_run
 from das3.recipe import recipe_of
 
 __all__ = ["HELP", "add", "run"]
@@ -13,17 +14,21 @@ __all__ = ["HELP", "add", "run"]
 HELP = """Adapt a trained model to unlabelled images.
 
 das3 adapt --model M --images DIR --out RUN
+das3 adapt --model M --images 'cityscapes:ROOT?split=train' --recipe gta5-cityscapes --dry-run
 """
 
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     add_recipe(parser)
-    add_flags(parser, "resume", "quiet", "state-dict")
+    add_flags(parser, "resume", "quiet", "state-dict", "dry-run")
 
 
 def run(given: Namespace) -> None:
     """Adapt, and say where the result is."""
+    if given.dry_run:
+        print(dry_run(needed(recipe_of(given), "model", "images")).text())
+        return
     recipe = needed(recipe_of(given), "model", "images", "out")
     result = adapt(recipe=recipe, resume=given.resume, quiet=given.quiet, state_dict=given.state_dict)
     print(f"adapted model: {result.folder / 'model'}")

@@ -12,6 +12,7 @@ __all__ = ["add_flags", "add_recipe", "needed", "recipe_first"]
 _FLAGS = {
     "resume": "go on where the run in --out stopped",
     "quiet": "show no progress",
+    "dry-run": "open and check everything, take a step of each stage, say the run's time and memory, write nothing",
     "state-dict": "also save the weights as a plain state dict, model.pt",
 }
 
