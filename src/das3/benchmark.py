@@ -2,44 +2,55 @@
 
     OUT/SEED/source/     the source model            OUT/SEED/oracle/   fine-tuned on the target's labels
     OUT/SEED/METHOD/     an adaptation run           OUT/SUITE.json     all rows
+    OUT/data/            images decoded once         OUT/SEED/*.json    see `das3.cells`
 
-A finished cell is never run again, an interrupted one goes on where it stopped.
+A finished cell is never run again, an interrupted one goes on where it stopped, and stages that several methods begin
+with are run once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
-import resource
-import subprocess
+import os
+import shutil
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
-from das3.api import adapt
+from das3.cells import Cell, Row, plain, run_cell, shared_phases
 from das3.checkpoints import write_atomically
-from das3.errors import RecipeError
+from das3.data.images import Images
+from das3.data.labels import Labelled
+from das3.data.packed import fingerprint, open_packed, pack
+from das3.errors import Das3Error, DataError, RecipeError
+from das3.methods import find_methods, method_recipe
 from das3.metrics import gap_closed
-from das3.models import load_segmenter
-from das3.recipe import recipe_from
-from das3.source import SourceRecipe, train_supervised
-from das3.suites import SUITES, Suite
+from das3.recipe import add_options, filled, plain_message
+from das3.source import SourceRecipe
+from das3.suite_file import find_suite
+from das3.suites import Suite
 
-__all__ = ["METHODS", "run_benchmark", "run_seed"]
+__all__ = ["run_benchmark", "run_seed"]
 
-METHODS: Mapping[str, Sequence[str]] = {
-    "bn": ("bn",),
-    "das3": ("align", "selftrain", "propagate"),
-}
-"""Stages of the methods that have a name of their own; any stage can also be named as a method."""
+T = TypeVar("T")
+Data = Mapping[str, Images | Labelled]
+"""A suite's sets, opened: source (where there is one), target, test."""
 
 
 def run_benchmark(
-    suite: str,
+    suite: str | Suite,
     out: Path,
     *,
     data: Path | None = None,
@@ -47,158 +58,269 @@ def run_benchmark(
     seeds: Sequence[int] = (0, 1, 2),
     jobs: int = 1,
     options: Mapping[str, Any] | None = None,
+    source_model: str | None = None,
+    measure_every: int = 0,
+    redo: bool = False,
+    name: str | None = None,
     say: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Run a suite's grid.
 
     Args:
-        suite: name, see `das3.suites`.
+        suite: name or YAML file, see `das3.suite_file`.
         out: folder of all runs; finished cells in it are kept.
         data: folder of the suite's data, where it needs any.
-        methods: see `METHODS`.
+        methods: see `das3.methods.find_methods`.
         seeds: each trains its own source model.
         jobs: cells at once, each on its share of the cores.
         options: fields of the recipe that hold for all methods.
+        source_model: a trained model in place of the suite's.
+        measure_every: steps between two points of a curve of mIoU, 0 for no curve.
+        redo: cells that were made with other options or data are run again, not refused.
+        name: of the file of rows, the suite's when None.
         say: where a line per finished cell goes.
 
     Returns:
-        A row per method, stage and seed; also in OUT/SUITE.json.
+        A row per method, stage and seed; also in OUT/NAME.json. Rows of a cell that failed have no mIoU and an `error`;
+        the other cells are run all the same.
 
     Raises:
-        RecipeError: if the suite is unknown.
-        DataError: if its data are not there.
+        RecipeError: if the suite or a method is unknown, or a cell in `out` was made with other options or data.
+        DataError: if the suite's data can't be used.
     """
-    if suite not in SUITES:
-        raise RecipeError(f"no suite is called {suite!r}; there are: {', '.join(SUITES)}")
-    chosen = SUITES[suite](data)
-    threads = max(1, torch.get_num_threads() // jobs)
-    rows: list[dict[str, Any]] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-
-        def all_of(kinds: Sequence[str]) -> None:
-            cells = [(seed, kind) for seed in seeds for kind in kinds]
-            futures = [
-                pool.submit(_cell, chosen, kind, seed, out, threads, dict(options or {})) for seed, kind in cells
-            ]
-            for future in futures:
-                for row in future.result():
-                    rows.append(row)
-                    say(f"{suite}  seed {row['seed']}  {row['method']:<10} {row['stage']:<12} {row['miou']:6.2f}")
-
-        all_of(["source"])
-        all_of(["oracle", *methods])
+    if jobs < 1:
+        raise RecipeError(f"jobs must be at least 1, got {jobs}")
+    chosen = find_suite(suite, data) if isinstance(suite, str) else suite
+    if source_model is not None:
+        chosen = replace(chosen, source=None, source_model=source_model)
+    opened = _opened(chosen)
+    cells = plan(chosen, opened, find_methods(methods), seeds, out, options or {}, measure_every)
+    _refuse_misfits(cells, redo)
+    unfinished = [cell for cell in cells if cell.rows() is None]
+    if unfinished:
+        packed = _packed(chosen, opened, out / "data")
+        _run_all([replace(cell, suite=packed) for cell in cells], jobs, say)
+    rows = [row for cell in cells for row in _rows_of(cell)]
     _add_gaps(rows)
-    write_atomically(out / f"{suite}.json", json.dumps(rows, indent=1).encode())
+    write_atomically(out / f"{name or chosen.name}.json", json.dumps(rows, indent=1).encode())
     return rows
 
 
-def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> list[dict[str, Any]]:
+def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> list[Row]:
     """Source model, das3 and oracle of one seed, in this process.
 
     Args:
         suite: the shift.
         seed: of everything.
-        folder: gets source/, das3/ and oracle/; what is finished in it is kept.
+        folder: gets source/, das3/ and oracle/; what is finished in it, with the options of today, is kept.
         quiet: show no progress.
 
     Returns:
         Rows as of `run_benchmark`.
     """
-    rows = [row for kind in ("source", "das3", "oracle") for row in _rows(suite, kind, seed, folder, {}, quiet)]
+    source = functools.cache(suite.source) if suite.source else None  # opened, and rendered, once
+    suite = replace(suite, source=source, target=functools.cache(suite.target), test=functools.cache(suite.test))
+    cells = plan(suite, _opened(suite), find_methods(["das3"]), [seed], folder, {}, 0)
+    cells = [replace(cell, folder=folder) for cell in (cells[0], cells[2], cells[1])]  # the oracle comes last
+    _refuse_misfits(cells, redo=True)
+    rows = [row for cell in cells for row in run_cell(cell, quiet=quiet)]
     _add_gaps(rows)
     return rows
 
 
-def _cell(suite: Suite, kind: str, seed: int, out: Path, threads: int, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """One cell in a process of its own, whose peak memory is the cell's."""
-    done = out / str(seed) / f"{kind}.json"
-    if done.exists():
-        return list(json.loads(done.read_text()))
+def _opened(suite: Suite) -> Data:
+    """The suite's sets.
+
+    Raises:
+        DataError: if their classes differ, or the test set has no labels.
+    """
+    makers = {"source": suite.source, "target": suite.target, "test": suite.test}
+    opened = {part: make() for part, make in makers.items() if make is not None}
+    test = opened["test"]
+    if not isinstance(test, Labelled):
+        raise DataError(f"suite {suite.name}: the test images have no labels; every row is measured on them")
+    for part, data in opened.items():
+        if isinstance(data, Labelled) and data.num_classes != test.num_classes:
+            raise DataError(
+                f"suite {suite.name}: {part} has {data.num_classes} classes ({', '.join(data.class_names)}), test has "
+                f"{test.num_classes} ({', '.join(test.class_names)}); give the matching classes or class_map"
+            )
+    return opened
+
+
+def plan(
+    suite: Suite,
+    opened: Data,
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    out: Path,
+    options: Mapping[str, Any],
+    measure_every: int,
+) -> list[Cell]:
+    """All cells, seed by seed: the source model, the oracle if the target has labels, then the methods.
+
+    Raises:
+        RecipeError: if an option is unknown or does not fit.
+    """
+    marks = {part: fingerprint(data) for part, data in opened.items()}
+    recipes = {name: method_recipe(given, {**suite.options, **options}, suite.steps) for name, given in methods.items()}
+    network = {"network": suite.network, "model_args": dict(suite.model_args)}
+    given = {"model": suite.source_model, "size": suite.size}
+    cells = []
+    for seed in seeds:
+        folder = out / str(seed)
+        trained = None if suite.source_model else _supervised(suite, "source", seed)
+        source = ({"recipe": plain(trained), **network} if trained else given) | {"test": marks["test"]}
+        source |= {"source": marks["source"]} if trained else {}
+        cells.append(Cell(suite, "source", seed, folder, trained, source))
+        common = {"source": source, "target": marks["target"]}
+        if isinstance(opened["target"], Labelled):
+            oracle = _supervised(suite, "oracle", seed)
+            cells.append(Cell(suite, "oracle", seed, folder, oracle, {**common, "recipe": plain(oracle)}))
+        for name, recipe in recipes.items():
+            mine = replace(recipe, seed=seed)
+            made_with = {**common, "recipe": plain(mine), "measure_every": measure_every}
+            cells.append(Cell(suite, name, seed, folder, mine, made_with, measure_every))
+    return cells
+
+
+def _supervised(suite: Suite, kind: str, seed: int) -> SourceRecipe:
+    """Recipe of the source model's or the oracle's training, its values checked and of the right type."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser, SourceRecipe)
+    given = {"size": suite.size, **getattr(suite, f"{kind}_options"), "seed": seed}
+    try:
+        return filled(SourceRecipe, parser.parse_object(given))
+    except ArgumentError as error:
+        raise RecipeError(f"suite {suite.name}, {kind}_options: {plain_message(error)}") from error
+
+
+def _refuse_misfits(cells: Sequence[Cell], redo: bool) -> None:
+    """Cells that were made with something else are refused, or deleted to be run again."""
+    misfits = [(cell, why) for cell in cells if (why := cell.misfit())]
+    if misfits and not redo:
+        cell, why = misfits[0]
+        more = f" (and {len(misfits) - 1} more cells)" if len(misfits) > 1 else ""
+        raise RecipeError(
+            f"{cell.run} was made with {why}{more}; run such cells again with --redo, or choose another --out"
+        )
+    for cell, _ in misfits:
+        cell.file.unlink()
+        shutil.rmtree(cell.run, ignore_errors=True)
+
+
+def _packed(suite: Suite, opened: Data, folder: Path) -> Suite:
+    """The suite with its images decoded, and resized as training needs them, in files that all cells share."""
+    sizes = {"source": suite.size, "target": suite.size, "test": None}  # measured at the labels' size
+    packed = {
+        part: partial(open_packed, folder / part)
+        for part, data in opened.items()
+        if pack(data, folder / part, sizes[part])
+    }
+    return replace(suite, **packed)  # type: ignore[arg-type]
+
+
+def _run_all(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> None:
+    """Run cells, `jobs` at once: a seed's source model first, and of cells with the same first stages one first."""
+    parents = {cell.file: _parent(cell, cells[:place]) for place, cell in enumerate(cells)}
+    threads = max(1, torch.get_num_threads() // jobs)
+    alive: set[BaseProcess] = set()
+    running: dict[Future[None], Cell] = {}
+
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def start(after: Cell | None) -> None:
+            for cell in cells:
+                if parents[cell.file] is after:
+                    running[pool.submit(_in_process, cell, threads, alive)] = cell
+
+        try:
+            start(None)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    future.result()
+                    _tell(cell, say)
+                    if cell.rows() is not None or cell.kind != "source":
+                        start(cell)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(alive):
+                process.terminate()
+            raise
+
+
+def _parent(cell: Cell, before: Sequence[Cell]) -> Cell | None:
+    """The cell that must be over before this one begins."""
+    if cell.kind == "source":
+        return None
+    mine = [other for other in before if other.seed == cell.seed]
+    methods = [other for other in mine if other.kind not in ("source", "oracle")]
+    shared = [shared_phases(other.made_with, cell.made_with) for other in methods]
+    if cell.kind == "oracle" or not any(shared):
+        return mine[0]
+    return methods[shared.index(max(shared))]
+
+
+def _in_process(cell: Cell, threads: int, alive: set[BaseProcess]) -> None:
+    """Run a cell in a process of its own, whose peak memory is the cell's; its file says how it went."""
+    if cell.rows() is not None:
+        return
+    cell.error.unlink(missing_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(cell, threads))
+    process.start()
+    alive.add(process)
+    process.join()
+    alive.discard(process)
+    if process.exitcode and not cell.error.exists():
+        code = process.exitcode
+        why = f"the process was ended by signal {-code}, 9 for want of memory" if code < 0 else f"exit status {code}"
+        write_atomically(cell.error, f"{why}\n".encode())
+
+
+def _child(cell: Cell, threads: int) -> None:
+    """What the process does; it ends with its parent, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    rows = _rows(suite, kind, seed, out / str(seed), options, quiet=True)
-    for row in rows:
-        row["peak_mib"] = _peak_mib()
-    write_atomically(done, json.dumps(rows, indent=1).encode())
-    return rows
+    try:
+        run_cell(cell)
+    except Exception as error:
+        last = str(error) if isinstance(error, Das3Error) else f"{type(error).__name__}: {error}"
+        write_atomically(cell.error, f"{traceback.format_exc()}\n{' '.join(last.split())}\n".encode())
 
 
-def _rows(suite: Suite, kind: str, seed: int, base: Path, options: dict[str, Any], quiet: bool) -> list[dict[str, Any]]:
-    folder = base / kind
-    resume = (folder / "recipe.yaml").exists()
-    if kind in ("source", "oracle"):
-        summary = _supervised(suite, kind, seed, folder, resume, quiet)
-    else:
-        fields = {
-            "stages": list(METHODS.get(kind, (kind,))),
-            "seed": seed,
-            **suite.options,
-            **options,
-        }
-        result = adapt(
-            base / "source",
-            suite.target().images,
-            out=folder,
-            recipe=recipe_from(fields),
-            evaluation=suite.test(),
-            resume=resume,
-            quiet=quiet,
-        )
-        summary = result.metrics
-    stages = summary["stages"][1:]
-    common = {"suite": suite.name, "method": kind, "seed": seed, "peak_mib": None, "commit": _commit()}
-    return [
-        {**common, "stage": stage["name"], "miou": stage["miou"], "gap_closed": None, "seconds": stage["seconds"]}
-        | {"per_class_iou": stage["per_class_iou"]}
-        for stage in stages
-    ]
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
-def _supervised(suite: Suite, kind: str, seed: int, folder: Path, resume: bool, quiet: bool) -> dict[str, Any]:
-    """The source model, from random weights; or the oracle, from the source model's."""
-    labelled = suite.source() if kind == "source" else suite.target()
-    recipe = SourceRecipe(seed=seed, out=str(folder), size=suite.size, **getattr(suite, kind + "_options"))
-    if kind == "source":
-        torch.manual_seed(seed)
-        segmenter = load_segmenter(
-            suite.network,
-            num_classes=labelled.num_classes,
-            class_names=list(suite.test().class_names),
-            size=suite.size,
-            model_args=dict(suite.model_args),
-        )
-    else:
-        source = folder.with_name("source")
-        segmenter, recipe = load_segmenter(source), replace(recipe, model=str(source))
-    result = train_supervised(
-        segmenter, labelled, recipe, evaluation=suite.test(), resume=resume, quiet=quiet, name=kind
-    )
-    return result.metrics
+def _rows_of(cell: Cell) -> list[Row]:
+    """Rows of a cell; without mIoU if it failed."""
+    rows = cell.rows()
+    if rows is not None:
+        return rows
+    known = {"suite": cell.suite.name, "method": cell.kind, "seed": cell.seed, "error": _why(cell)}
+    missing = dict.fromkeys(("miou", "gap_closed", "seconds", "peak_mib", "peak_gpu_mib", "commit", "per_class_iou"))
+    return [{**known, "stage": stage, **missing} for stage in cell.stages]
 
 
-def _add_gaps(rows: Sequence[dict[str, Any]]) -> None:
+def _why(cell: Cell) -> str:
+    """The last line of its error."""
+    return cell.error.read_text().strip().splitlines()[-1] if cell.error.exists() else "its source model failed"
+
+
+def _tell(cell: Cell, say: Callable[[str], None]) -> None:
+    for row in _rows_of(cell):
+        result = f"failed: {row['error']}" if "error" in row else f"{row['miou']:6.2f}"
+        say(f"{cell.suite.name}  seed {cell.seed}  {cell.kind:<12} {row['stage']:<12} {result}")
+
+
+def _add_gaps(rows: Sequence[Row]) -> None:
     bounds = {(r["seed"], r["method"]): r["miou"] for r in rows if r["method"] in ("source", "oracle")}
     for row in rows:
         source, oracle = (bounds.get((row["seed"], kind)) for kind in ("source", "oracle"))
         gap = gap_closed(source, row["miou"], oracle)
         row["gap_closed"] = None if gap is None else round(gap, 4)
-
-
-def _peak_mib() -> int:
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def _commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -38,7 +38,7 @@ from das3.stages import Stage, find_stage
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["FREE", "Phase", "Run", "begin_after", "phases_of", "run_phases"]
+__all__ = ["FREE", "Phase", "Run", "begin_after", "end_of", "phases_of", "run_phases"]
 
 FREE = frozenset({"out", "device", "workers", "log_every", "checkpoint_every", "cache_gib"})
 """Options that don't change what comes out: where a run lies and how it is watched."""
@@ -123,8 +123,8 @@ def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]]
     to.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())
     if donor is not None:
-        name = f"{count - 1}-{rows[-1]['name']}.pt"
-        shutil.copyfile(donor / "checkpoints" / name, to / name)
+        name = end_of(count - 1, rows[-1]["name"])
+        shutil.copyfile(donor / name, folder / name)
         log = donor / "metrics.jsonl"
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         taken = [line for line in lines if _is_before(line, count, 0)]
@@ -231,7 +231,7 @@ def run_phases(
     if state.get("labels"):
         outcome.pseudo_labels = LabelStore(run.folder / state["labels"], images.names)
     if state["phase"] > 0:
-        segmenter.load_state_dict(load_checkpoint(_end_of(run, state["phase"] - 1, phases))["segmenter"])
+        segmenter.load_state_dict(load_checkpoint(_end(run, state["phase"] - 1, phases))["segmenter"])
     if not outcome.rows:
         outcome.rows.append(_row("source", 0.0, measure(segmenter), display))
 
@@ -276,7 +276,7 @@ def run_phases(
 
         train(fabric, segmenter, stage, samples, recipe, seed=seed, start=start, report=report, save=save)
         outcome.rows.append(_row(phase.name, clock.seconds(), measure(segmenter), display))
-        save_checkpoint(_end_of(run, number, phases), {"segmenter": segmenter.state_dict()})
+        save_checkpoint(_end(run, number, phases), {"segmenter": segmenter.state_dict()})
         save_checkpoint(run.checkpoints / "last.pt", {**where(), "phase": number + 1, "step": 0, "seconds": 0.0})
     return outcome
 
@@ -285,8 +285,13 @@ def _fields(state: StepState) -> dict[str, Any]:
     return {"step": state.step, "optimizer": state.optimizer, "stage": state.stage, "average": state.average}
 
 
-def _end_of(run: Run, number: int, phases: Sequence[Phase]) -> Path:
-    return run.checkpoints / f"{number}-{phases[number].name}.pt"
+def end_of(number: int, phase: str) -> Path:
+    """Where a run folder has the weights after a phase."""
+    return Path("checkpoints", f"{number}-{phase}.pt")
+
+
+def _end(run: Run, number: int, phases: Sequence[Phase]) -> Path:
+    return run.folder / end_of(number, phases[number].name)
 
 
 def _row(name: str, seconds: float, measured: dict[str, Any], display: Display) -> dict[str, Any]:

@@ -19,9 +19,12 @@ __all__ = [
     "Column",
     "Stat",
     "Table",
+    "ablation_table",
     "class_table",
+    "last_stages",
     "latex_table",
     "markdown_table",
+    "merged_table",
     "results_table",
     "write_tables",
 ]
@@ -71,7 +74,10 @@ class Column:
 @dataclass(frozen=True)
 class _Line:
     names: tuple[str, ...]
+    method: str
+    suite: str
     seeds: tuple[int, ...]
+    failed: int
     commits: tuple[str, ...]
     stats: tuple[Stat | None, ...]
 
@@ -80,41 +86,46 @@ class Table:
     """Rows grouped by suite, method and stage.
 
     Args:
-        rows: mappings with at least suite, method, stage and seed.
+        rows: mappings with at least seed, method and the names that they are grouped by; those of failed runs have an
+            error and no numbers.
         columns: what is shown of them.
+        names: what they are grouped by.
 
     Raises:
         DataError: if a suite, method, stage and seed occur twice.
     """
 
-    def __init__(self, rows: Iterable[Row], columns: Sequence[Column]) -> None:
-        self.columns = tuple(columns)
+    def __init__(self, rows: Iterable[Row], columns: Sequence[Column], names: Sequence[str] = _NAMES) -> None:
+        self.columns, self.names = tuple(columns), tuple(names)
         groups: dict[tuple[str, ...], dict[int, Row]] = {}
         for row in rows:
-            names = tuple(str(row[name]) for name in _NAMES)
-            if groups.setdefault(names, {}).setdefault(row["seed"], row) is not row:
-                raise DataError(f"two rows of seed {row['seed']} of {', '.join(names)}; take one of them out")
-        suites = list(dict.fromkeys(names[0] for names in groups))
-        ordered = sorted(groups, key=lambda names: (suites.index(names[0]), _ORDER.get(names[1], 1)))
-        self.lines = [self._line(names, groups[names]) for names in ordered]
+            group = tuple(str(row[name]) for name in self.names)
+            if groups.setdefault(group, {}).setdefault(row["seed"], row) is not row:
+                raise DataError(f"two rows of seed {row['seed']} of {', '.join(group)}; take one of them out")
+        lines = [self._line(group, found) for group, found in groups.items()]
+        suites = list(dict.fromkeys(line.suite for line in lines))
+        self.lines = sorted(lines, key=lambda line: (suites.index(line.suite), _ORDER.get(line.method, 1)))
 
     def _line(self, names: tuple[str, ...], rows: Mapping[int, Row]) -> _Line:
         commits = tuple(dict.fromkeys(row["commit"] for row in rows.values() if row.get("commit")))
         stats = tuple(_stat(column.value(row) for row in rows.values()) for column in self.columns)
-        return _Line(names, tuple(rows), commits, stats)
+        first = next(iter(rows.values()))
+        failed = sum("error" in row for row in rows.values())
+        return _Line(names, str(first["method"]), str(first.get("suite", "")), tuple(rows), failed, commits, stats)
 
     def _best(self, line: _Line, column: int) -> bool:
         mine = line.stats[column]
-        if not self.columns[column].best or mine is None or line.names[1] in _ORDER:
+        if not self.columns[column].best or mine is None or line.method in _ORDER:
             return False
-        rivals = [o.stats[column] for o in self.lines if o.names[0] == line.names[0] and o.names[1] not in _ORDER]
+        rivals = [o.stats[column] for o in self.lines if o.suite == line.suite and o.method not in _ORDER]
         return mine.mean == max(stat.mean for stat in rivals if stat is not None)
 
     def _texts(self, plus_minus: str, none: str, bold: str) -> list[list[str]]:
         """Cells of all lines as they are read."""
         lines = []
         for line in self.lines:
-            cells = [*line.names, str(len(line.seeds))]
+            seeds = len(line.seeds)
+            cells = [*line.names, f"{seeds - line.failed}/{seeds}" if line.failed else str(seeds)]
             for place, (column, stat) in enumerate(zip(self.columns, line.stats, strict=True)):
                 cell = none if stat is None else _number(stat, column, plus_minus)
                 cells.append(bold.format(cell) if self._best(line, place) else cell)
@@ -123,23 +134,23 @@ class Table:
 
     @property
     def _heads(self) -> list[str]:
-        return [*_NAMES, "seeds", *(column.name for column in self.columns)]
+        return [*self.names, "seeds", *(column.name for column in self.columns)]
 
     def markdown(self) -> str:
         """A GitHub table; numbers are flush right, the best in bold."""
-        return markdown_table(self._heads, self._texts(" ± ", "–", "**{}**"), names=len(_NAMES))
+        return markdown_table(self._heads, self._texts(" ± ", "–", "**{}**"), names=len(self.names))
 
     def latex(self) -> str:
         """A `tabular` for the package booktabs; a rule between suites, the best in bold."""
         texts = self._texts(r" $\pm$ ", "--", r"\textbf{{{}}}")
-        rules = [place for place in range(1, len(texts)) if texts[place][0] != texts[place - 1][0]]
-        return latex_table(self._heads, texts, names=len(_NAMES), rules=rules)
+        rules = [place for place in range(1, len(texts)) if self.lines[place].suite != self.lines[place - 1].suite]
+        return latex_table(self._heads, texts, names=len(self.names), rules=rules)
 
     def csv(self) -> str:
         """One line per group, a column for the mean and one for the standard deviation; empty where there is none."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow([*_NAMES, "seeds", *(k for c in self.columns for k in (c.key, f"{c.key} std"))])
+        writer.writerow([*self.names, "seeds", *(k for c in self.columns for k in (c.key, f"{c.key} std"))])
         for line in self.lines:
             numbers = [n for stat in line.stats for n in ((stat.mean, stat.std) if stat else (None, None))]
             writer.writerow([*line.names, len(line.seeds), *numbers])
@@ -148,7 +159,7 @@ class Table:
     def json(self) -> str:
         """A list of objects: suite, method, stage, seeds, commits, and {"mean", "std", "count"} or null per column."""
         objects = [
-            dict(zip(_NAMES, line.names, strict=True))
+            dict(zip(self.names, line.names, strict=True))
             | {"seeds": line.seeds, "commits": line.commits}
             | {c.key: vars(stat) if stat else None for c, stat in zip(self.columns, line.stats, strict=True)}
             for line in self.lines
@@ -203,18 +214,86 @@ def results_table(rows: Iterable[Row]) -> Table:
     """mIoU (rows: percent), share of the gap closed (rows: 0 … 1), seconds and peak memory.
 
     Args:
-        rows: as benchmarks write them: suite, method, stage, seed, miou, gap_closed, seconds, peak_mib, commit; what is
-            missing, None or NaN leaves the mean.
+        rows: as benchmarks write them: suite, method, stage, seed, miou, gap_closed, seconds, peak_mib, peak_gpu_mib,
+            commit; what is missing, None or NaN leaves the mean.
     """
-    return Table(
-        rows,
-        [
-            Column("mIoU %", "miou", lambda row: row.get("miou"), best=True),
-            Column("gap closed %", "gap_closed", lambda row: row.get("gap_closed"), decimals=0, scale=100, best=True),
-            Column("seconds", "seconds", lambda row: row.get("seconds"), decimals=0),
-            Column("peak MiB", "peak_mib", lambda row: row.get("peak_mib"), decimals=0),
-        ],
-    )
+    rows = list(rows)
+    columns = [
+        _MIOU,
+        _GAP,
+        Column("seconds", "seconds", lambda row: row.get("seconds"), decimals=0),
+        Column("peak MiB", "peak_mib", lambda row: row.get("peak_mib"), decimals=0),
+    ]
+    if any(row.get("peak_gpu_mib") for row in rows):
+        columns.append(Column("peak GPU MiB", "peak_gpu_mib", lambda row: row.get("peak_gpu_mib"), decimals=0))
+    return Table(rows, columns)
+
+
+_MIOU = Column("mIoU %", "miou", lambda row: row.get("miou"), best=True)
+_GAP = Column("gap closed %", "gap_closed", lambda row: row.get("gap_closed"), decimals=0, scale=100, best=True)
+
+
+def last_stages(rows: Iterable[Row]) -> list[Row]:
+    """What each method ends with: of every suite, method and seed the last row."""
+    return list({(row["suite"], row["method"], row["seed"]): row for row in rows}.values())
+
+
+def ablation_table(rows: Iterable[Row], parts: Mapping[str, Sequence[str]]) -> Table:
+    """A line per variant of das3: mIoU after each stage, at the end, how much that is more than das3's, gap closed.
+
+    Args:
+        rows: see `results_table`; the method that all others are variants of is called das3.
+        parts: names of the variants by the part of das3 that they change.
+    """
+    rows = list(rows)
+    part_of = {name: part for part, names in parts.items() for name in names}
+    stages = [s for s in dict.fromkeys(str(row["stage"]) for row in rows) if s not in _ORDER]
+    after: dict[tuple[Any, ...], float | None] = {}
+    for row in rows:
+        after[row["suite"], row["method"], row["seed"], row["stage"]] = row.get("miou")
+    lines = []
+    last = {(row["suite"], row["method"], row["seed"]): row for row in last_stages(rows)}
+    for (suite, method, seed), row in last.items():
+        full = last.get((suite, "das3", seed), {}).get("miou")
+        mine = row.get("miou")
+        change = mine - full if mine is not None and full is not None else None
+        reached = {stage: after.get((suite, method, seed, stage)) for stage in stages}
+        lines.append({**row, "variant": method, "part": part_of.get(method, ""), "change": change, "after": reached})
+
+    def at(stage: str) -> Callable[[Row], float | None]:
+        return lambda line: line["after"][stage]
+
+    columns = [Column(f"after {stage}", stage, at(stage)) for stage in stages]
+    columns += [_MIOU, Column("change", "change", lambda line: line["change"]), _GAP]
+    return Table(lines, columns, ("suite", "part", "variant"))
+
+
+def merged_table(rows: Iterable[Row]) -> Table:
+    """A line per method over several suites: gap closed on each, and the mean of it, the largest first.
+
+    A method that is missing on a suite, or a seed of it, has no mean there. The mean is taken for each seed first.
+    """
+    last = last_stages(rows)
+    suites = list(dict.fromkeys(str(row["suite"]) for row in last))
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in last:
+        line = lines.setdefault((row["method"], row["seed"]), {"method": row["method"], "seed": row["seed"]})
+        line[f"on {row['suite']}"] = row.get("gap_closed")
+    for line in lines.values():
+        gaps = [gap for suite in suites if (gap := line.get(f"on {suite}")) is not None]
+        line["mean"] = statistics.fmean(gaps) if len(gaps) == len(suites) else None
+
+    def mean(line: Row) -> float:
+        found = [other["mean"] for other in lines.values() if other["method"] == line["method"]]
+        known = [value for value in found if value is not None]
+        return -statistics.fmean(known) if known else math.inf
+
+    def on(name: str) -> Callable[[Row], float | None]:
+        return lambda line: line.get(name)
+
+    columns = [Column(suite, suite, on(f"on {suite}"), 0, 100, best=True) for suite in suites]
+    columns.append(Column("mean", "mean", on("mean"), 0, 100, best=True))
+    return Table(sorted(lines.values(), key=mean), columns, ("method",))
 
 
 def class_table(rows: Iterable[Row]) -> Table:
@@ -237,14 +316,17 @@ def class_table(rows: Iterable[Row]) -> Table:
     return Table(rows, [*columns, Column("mIoU", "miou", lambda row: row.get("miou"), best=True)])
 
 
-def write_tables(rows: Iterable[Row], folder: str | Path, name: str = "table") -> list[Path]:
-    """Write NAME.md, .tex, .csv and .json, and NAME-SUITE-classes.* for every suite with IoU per class.
+def write_tables(
+    rows: Iterable[Row], folder: str | Path, name: str = "table", table: Table | None = None
+) -> list[Path]:
+    """Write NAME.md, .tex, .csv and .json of `table`, or else of the results, and NAME-SUITE-classes.* for every suite
+    with IoU per class.
 
     Returns:
         The files.
     """
     rows = list(rows)
-    tables = {name: results_table(rows)}
+    tables = {name: table or results_table(rows)}
     for suite in dict.fromkeys(str(row["suite"]) for row in rows):
         chosen = [row for row in rows if str(row["suite"]) == suite]
         if any(row.get("per_class_iou") for row in chosen):

@@ -6,35 +6,69 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.benchmark import METHODS, run_benchmark
+from das3.benchmark import run_benchmark
+from das3.errors import TrainingError
+from das3.methods import METHODS, variants
+from das3.report import report
 from das3.stages import stage_types
 from das3.suites import SUITES
-from das3.tables import results_table, write_tables
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Compare methods on a suite of domain shifts, over seeds.
+HELP = """Compare methods on a suite of domain shifts, over seeds: tables and plots.
 
 das3 benchmark --suite streets --out runs/bench/streets
+das3 benchmark --suite streets --out runs/bench/streets --ablation
+das3 benchmark --suite my-data.yaml --out runs/bench/mine --methods all --jobs 2
 """
 
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     methods = ", ".join(dict.fromkeys([*METHODS, *stage_types()]))
-    parser.add_argument("--suite", type=str, required=True, help=f"one of: {', '.join(SUITES)}")
+    suites = f"one of: {', '.join(SUITES)}; or a YAML file that describes your data"
+    parser.add_argument("--suite", type=str, required=True, help=suites)
     parser.add_argument("--out", type=str, required=True, help="folder of all runs; finished cells in it are kept")
     parser.add_argument("--data", type=str, default=None, help="folder of the suite's data, where it needs any")
-    parser.add_argument("--methods", type=list[str], default=["bn", "das3"], help=f"any of: {methods}")
+    parser.add_argument(
+        "--methods",
+        type=list[str],
+        default=["bn", "das3"],
+        help=f"all; or any of: {methods}; stages joined by + (align+selftrain); das3 with an option changed "
+        "(selftrain.share=0.5); recipe files",
+    )
+    parser.add_argument("--ablation", action="store_true", help="das3 with each part off or changed, as the methods")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each on its share of the cores")
+    parser.add_argument("--source-model", type=str, default=None, help="a trained model, in place of the suite's own")
+    parser.add_argument(
+        "--curve", type=int, default=0, help="measure mIoU every so many steps as well, for a plot; 0 does not"
+    )
+    parser.add_argument("--redo", action="store_true", help="run cells again that were made with other options or data")
 
 
 def run(given: Namespace) -> None:
-    """Run the grid, write its tables and print the mean ± standard deviation over the seeds."""
-    data = Path(given.data) if given.data else None
+    """Run the grid, write its tables and plots, print the mean ± standard deviation over the seeds."""
     out = Path(given.out)
-    rows = run_benchmark(given.suite, out, data=data, methods=given.methods, seeds=range(given.seeds), jobs=given.jobs)
-    write_tables(rows, out, f"{given.suite}-table")
-    print(results_table(rows).markdown(), end="")
-    print(out / f"{given.suite}.json")
+    suite = Path(given.suite).stem if given.suite.endswith((".yaml", ".yml")) else given.suite
+    name = f"{suite}-ablation" if given.ablation else suite
+    rows = run_benchmark(
+        given.suite,
+        out,
+        data=Path(given.data) if given.data else None,
+        methods=variants() if given.ablation else given.methods,
+        seeds=range(given.seeds),
+        jobs=given.jobs,
+        source_model=given.source_model,
+        measure_every=given.curve,
+        redo=given.redo,
+        name=name,
+    )
+    print(report(rows, out, name, ablation=given.ablation), end="")
+    print(out / f"{name}.json")
+    failed = list(dict.fromkeys(f"{row['method']} (seed {row['seed']})" for row in rows if "error" in row))
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} cells failed: {', '.join(failed)}; see {out}/SEED/METHOD.error.txt, and run this again to "
+            "go on with them"
+        )
