@@ -7,6 +7,7 @@ tell apart; bars and curves can also be told apart in print without colours.
 from __future__ import annotations
 
 import io
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -34,7 +35,7 @@ _STYLE = {
     "pdf.fonttype": 42,  # outlines that journals take and that can be searched
     "savefig.dpi": 200,
 }
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.35"
+_BLUE, _ORANGE = "#56B4E9", "#D55E00"
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 _BOUNDS = ("source", "oracle")
@@ -79,6 +80,9 @@ def bars(rows: Iterable[Row]) -> Any:
     panels = figure.subplots(1, len(by_suite), squeeze=False)[0]
     for axes, (suite, scores) in zip(panels, by_suite.items(), strict=True):
         _bars_of(axes, suite, scores)
+    lines = panels[0].get_legend_handles_labels()
+    if lines[0]:
+        figure.legend(*lines, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -89,25 +93,24 @@ def _bars_of(axes: Any, suite: str, scores: Mapping[str, Sequence[float]]) -> No
     colors = [_ORANGE if name.startswith("das3") else _BLUE for name in names]
     axes.barh(names, means, xerr=spreads, color=colors, height=0.7, error_kw={"lw": 0.8, "capsize": 2})
     for place, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
-        axes.annotate(f"{mean:.1f}", (mean + spread, place), (3, 0), textcoords="offset points", va="center", size=7)
+        text = axes.annotate(f"{mean:.1f}", (mean + spread, place), (3, 0), textcoords="offset points", va="center")
+        text.set(size=7, zorder=4, bbox={"fc": "white", "ec": "none", "pad": 0.6})
     _bound_lines(axes.axvline, scores)
-    values = [value for found in scores.values() for value in found]
-    low, high = min(values), max(values)
-    axes.set_xlim(max(0.0, low - 0.15 * (high - low) - 1), high + 0.2 * (high - low) + 1)
+    largest = max(mean + spread for mean, spread in zip(means, spreads, strict=True))
+    axes.set_xlim(0, 1.14 * max([largest, *scores.get("oracle", ())]))
     axes.set(title=suite, xlabel="mIoU (%)")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18 if len(names) < 6 else -0.1), ncols=2)
 
 
 def _bound_lines(draw: Any, scores: Mapping[str, Sequence[float]]) -> None:
     for name, label, dash in (("source", "source only", ":"), ("oracle", "oracle", "--")):
         if name in scores:
-            draw(statistics.fmean(scores[name]), color=_GREY, ls=dash, lw=1.1, label=label, zorder=0)
+            draw(statistics.fmean(scores[name]), color="black", ls=dash, lw=1.1, label=label, zorder=3)
 
 
 def class_map(rows: Iterable[Row]) -> Any:
-    """IoU of each class (columns) after each method (lines), the mean over seeds, of one suite.
+    """IoU of each class (columns) after each method (lines) and their mean, the mean over seeds, of one suite.
 
     Raises:
         DataError: if there is no IoU per class, or the rows have different classes.
@@ -118,15 +121,19 @@ def class_map(rows: Iterable[Row]) -> Any:
     if len(kinds) != 1:
         raise DataError(f"a heat map takes rows of one set of classes, got {len(kinds)}; draw each suite")
     classes = list(kinds.pop())
-    lines = {name: [_mean_iou(chosen, c) for c in classes] for name, chosen in _ordered(_by(last, "method")).items()}
-    values = [[float("nan") if v is None else v for v in line] for line in lines.values()]
-    figure = _figure(1.4 + 0.42 * len(classes), 1.1 + 0.24 * len(lines))
+    lines = _ordered(_by(last, "method"))
+    values = [
+        [*(_mean_iou(chosen, c) for c in classes), _mean([row["miou"] for row in chosen])] for chosen in lines.values()
+    ]
+    classes.append("mIoU")
+    figure = _figure(1.6 + 0.4 * len(classes), 1.1 + 0.24 * len(lines))
     axes = figure.subplots()
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             text = "–" if value != value else f"{value:.0f}"
             axes.text(x, y, text, ha="center", va="center", size=6.5, color="white" if value < 55 else "black")
+    axes.axvline(len(classes) - 1.5, color="white", lw=2.5)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(lines)), list(lines))
     axes.tick_params(length=0)
@@ -136,9 +143,14 @@ def class_map(rows: Iterable[Row]) -> Any:
     return figure
 
 
-def _mean_iou(rows: Sequence[Row], name: str) -> float | None:
-    found = [row["per_class_iou"][name] for row in rows if row["per_class_iou"][name] is not None]
-    return statistics.fmean(found) if found else None
+def _mean_iou(rows: Sequence[Row], name: str) -> float:
+    return _mean([row["per_class_iou"][name] for row in rows])
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Over those that are known; NaN if none is."""
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else math.nan
 
 
 def curves(rows: Iterable[Row]) -> Any:
@@ -155,7 +167,7 @@ def curves(rows: Iterable[Row]) -> Any:
     drawn = {name: found for name, chosen in _by(rows, "method").items() if (found := _curves_of(chosen, scores))}
     if not drawn:
         raise DataError("no row has a curve; run the benchmark with --curve N")
-    figure = _figure(5.0, 3.0)
+    figure = _figure(5.0, max(3.0, 0.6 + 0.17 * len(drawn)))
     axes = figure.subplots()
     for number, (name, found) in enumerate(drawn.items()):
         steps = sorted(set.intersection(*(set(points) for points, _ in found)))
@@ -163,7 +175,7 @@ def curves(rows: Iterable[Row]) -> Any:
         means = [statistics.fmean(values) for values in several]
         color, dash = _CYCLE[number % len(_CYCLE)], _DASHES[number // len(_CYCLE) % len(_DASHES)]
         ends = [place for place, step in enumerate(steps) if step in found[0][1]]
-        axes.plot(steps, means, color=color, ls=dash, lw=1.4, marker="o", ms=3.5, markevery=ends, label=name)
+        axes.plot(steps, means, color=color, ls=dash, lw=1.3, marker="o", ms=3.5, markevery=ends, label=name)
         if len(found) > 1:
             spread = [statistics.stdev(values) for values in several]
             low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
@@ -172,7 +184,7 @@ def curves(rows: Iterable[Row]) -> Any:
     axes.set(xlabel="optimiser steps", ylabel="mIoU (%)", title=str(rows[0]["suite"]))
     axes.set_xlim(left=0)
     axes.grid()
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(loc="outside right center")
     return figure
 
 
@@ -210,9 +222,9 @@ def _scores(rows: Iterable[Row]) -> dict[str, list[float]]:
 
 
 def write_plots(rows: Iterable[Row], folder: str | Path, name: str = "plot") -> list[Path]:
-    """Write NAME-bars, and for every suite NAME-SUITE-classes and NAME-SUITE-curve, each as .pdf and .png.
+    """Write NAME-bars, NAME-classes and NAME-curve, the last two for each suite if there are several (NAME-SUITE-…).
 
-    What there are no numbers for is left out.
+    Each is a .pdf and a .png; what there are no numbers for is left out.
 
     Returns:
         The files.
@@ -225,11 +237,13 @@ def write_plots(rows: Iterable[Row], folder: str | Path, name: str = "plot") -> 
     with _library("matplotlib").rc_context(_STYLE):
         if _scores(rows).keys() - set(_BOUNDS):
             written += _save(bars(rows), Path(folder), f"{name}-bars")
-        for suite, chosen in _by(rows, "suite").items():
+        by_suite = _by(rows, "suite")
+        for suite, chosen in by_suite.items():
+            stem = f"{name}-{suite}" if len(by_suite) > 1 else name
             if any(row.get("per_class_iou") for row in chosen):
-                written += _save(class_map(chosen), Path(folder), f"{name}-{suite}-classes")
+                written += _save(class_map(chosen), Path(folder), f"{stem}-classes")
             if any(row.get("curve") and row["curve"][-1][0] for row in chosen):
-                written += _save(curves(chosen), Path(folder), f"{name}-{suite}-curve")
+                written += _save(curves(chosen), Path(folder), f"{stem}-curve")
     return written
 
 

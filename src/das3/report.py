@@ -13,7 +13,7 @@ from das3.methods import ABLATION
 from das3.plots import matplotlib_is_there, write_plots
 from das3.tables import ablation_table, merged_table, results_table, write_tables
 
-__all__ = ["ABLATION_FILES", "BEGIN", "END", "read_rows", "report", "summary"]
+__all__ = ["ABLATION_FILES", "BEGIN", "END", "put_into", "read_rows", "report", "summary"]
 
 ABLATION_FILES = "-ablation"
 """Ending of the stem of files with rows of ablations."""

@@ -202,7 +202,8 @@ def _stat(values: Iterable[float | None]) -> Stat | None:
 
 def _number(stat: Stat, column: Column, plus_minus: str) -> str:
     parts = [stat.mean] if stat.std is None else [stat.mean, stat.std]
-    return plus_minus.join(f"{column.scale * part:.{column.decimals}f}" for part in parts)
+    rounded = (round(column.scale * part, column.decimals) + 0.0 for part in parts)  # + 0.0 makes −0 a 0
+    return plus_minus.join(f"{part:.{column.decimals}f}" for part in rounded)
 
 
 def _escaped(text: str) -> str:

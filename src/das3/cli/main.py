@@ -19,7 +19,9 @@ from das3.recipe import plain_message
 
 __all__ = ["main"]
 
-_COMMANDS = ("demo", "train-source", "adapt", "evaluate", "predict", "convert", "data", "recipes", "benchmark")
+_COMMANDS = (
+    *("demo", "train-source", "adapt", "evaluate", "predict", "convert", "data", "recipes", "benchmark", "tables"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,7 +71,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
     return parser, modules
 
 
-_LISTS = ("--stages", "--methods", "--scales", "--class-names")
+_LISTS = ("--stages", "--methods", "--rows", "--scales", "--class-names")
 
 
 def _brackets(arguments: list[str]) -> list[str]:
@@ -77,7 +79,8 @@ def _brackets(arguments: list[str]) -> list[str]:
     written = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        plain = re.fullmatch(r"[\w.:+-]+(,[\w.:+-]+)*", value) and not value.startswith("--")
+        letters = r"[^\s,\[\]]+" if option in _LISTS else r"[\w.:+-]+"
+        plain = re.fullmatch(f"{letters}(,{letters})*", value) and not value.startswith("--")
         if plain and ("," in value or option in _LISTS):
             value = f"[{value}]"
         written.append(f"{option}={value}" if equals else value if not argument.startswith("--") else argument)

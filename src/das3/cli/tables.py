@@ -1,0 +1,43 @@
+"""`das3 tables`: one comparison of several suites' results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from das3.report import put_into, read_rows, report, summary
+
+__all__ = ["HELP", "add", "run"]
+
+HELP = """Merge the results of several suites: gap closed per method, on each suite and in the mean.
+
+das3 tables --rows benchmarks/results --page benchmarks/README.md
+"""
+
+
+def add(parser: ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument(
+        "--rows",
+        type=list[str],
+        required=True,
+        help="files of rows that benchmarks wrote (OUT/SUITE.json), or folders of such files",
+    )
+    parser.add_argument("--out", type=str, default=None, help="folder for tables and plots; only printed without one")
+    parser.add_argument(
+        "--page", type=str, default=None, help="Markdown page to put the tables into, between its marks"
+    )
+
+
+def run(given: Namespace) -> None:
+    """Read, write and print."""
+    rows, ablations = read_rows([Path(path) for path in given.rows])
+    text = summary(rows, ablations)
+    print(text, end="")
+    if given.out:
+        for name, chosen in (("results", rows), ("ablation", ablations)):
+            if chosen:
+                report(chosen, Path(given.out), name, ablation=chosen is ablations)
+    if given.page:
+        put_into(Path(given.page), text)
