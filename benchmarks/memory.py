@@ -1,4 +1,4 @@
-"""GPU memory of a recipe with DeepLabV2-ResNet101 at 1024×512 and 2048×1024, into results/memory.json.
+"""GPU memory of a recipe with DeepLabV2-ResNet101 at 1024×512 and 2048×1024, into memory.json.
 
     python benchmarks/memory.py
 
@@ -28,7 +28,7 @@ from das3.recipe import Recipe, load_recipe, recipe_from
 
 NETWORK = "das3:deeplabv2_resnet101"
 SIZES = ((512, 1024), (1024, 2048))  # height, width
-OUT = Path(__file__).parent / "results" / "memory.json"
+OUT = Path(__file__).with_name("memory.json")
 
 
 class Noise:

@@ -155,7 +155,7 @@ def test_a_published_recipe_holds_the_paper_s_settings(name):
 def test_the_head_of_a_recipe_says_what_is_committed(name):
     folder = Path(__file__).parents[1]
     text = (folder / "src/das3/recipes" / f"{name}.yaml").read_text()
-    rows = json.loads((folder / "benchmarks/results/memory.json").read_text())
+    rows = json.loads((folder / "benchmarks/memory.json").read_text())
     peaks = [max(row["memory_gib"] for row in rows if row["size"] == size) for size in ("1024x512", "2048x1024")]
     assert {row["kind"] for row in rows} <= {"computed", "measured"}
     small, large, kind = re.search(r"GPU memory: (\S+) GiB .*, (\S+) GiB with 2048×1024 \((\w+);", text).groups()
