@@ -283,6 +283,11 @@ def _child(cell: Cell, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    _attempt(cell)
+
+
+def _attempt(cell: Cell) -> None:
+    """Run a cell; an error is written to its file."""
     try:
         run_cell(cell)
     except Exception as error:

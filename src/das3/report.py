@@ -35,23 +35,31 @@ def report(rows: Sequence[dict[str, Any]], folder: Path, name: str, *, ablation:
 
 
 def read_rows(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of benchmarks and rows of ablations, from files or from all JSON files in folders.
+    """Rows of benchmarks and rows of ablations, from files, or from those JSON files of folders that hold rows.
 
     Raises:
-        DataError: if a file holds no rows.
+        DataError: if a file that is named holds no rows, or none of a folder's does.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for file in files:
-        try:
-            rows = json.loads(file.read_text())
-            fits = all({"suite", "method", "stage", "seed", "miou"} <= row.keys() for row in rows)
-        except (OSError, ValueError, AttributeError) as error:
-            raise DataError(f"can't read {file} as rows of a benchmark ({' '.join(str(error).split())})") from error
-        if not fits:
-            raise DataError(f"{file} holds something else than rows of a benchmark; name OUT/SUITE.json files")
-        found[file.stem.endswith(ABLATION_FILES)].extend(rows)
+    for path in paths:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        read = {file: rows for file in files if (rows := _rows_in(file)) is not None}
+        if not read:
+            raise DataError(f"{path} holds no rows of a benchmark; name files such as OUT/SUITE.json, or their folder")
+        for file, rows in read.items():
+            found[file.stem.endswith(ABLATION_FILES)].extend(rows)
     return found
+
+
+def _rows_in(file: Path) -> list[dict[str, Any]] | None:
+    """The file's rows, None if it holds something else."""
+    try:
+        rows = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"can't read {file} ({' '.join(str(error).split())})") from error
+    needed = {"suite", "method", "stage", "seed", "miou"}
+    fits = isinstance(rows, list) and all(isinstance(row, dict) and needed <= row.keys() for row in rows)
+    return rows if fits else None
 
 
 def summary(rows: Sequence[dict[str, Any]], ablations: Sequence[dict[str, Any]]) -> str:
