@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from das3.errors import DataError
-from das3.tables import class_table, results_table, write_tables
+from das3.tables import ablation_table, class_table, merged_table, results_table, write_tables
 
 
 def row(method: str, seed: int, miou: float | None, gap: float | None = None, **more: object) -> dict:
@@ -150,3 +150,53 @@ def test_all_tables_are_written(tmp_path: Path) -> None:
     )
     assert (tmp_path / "deep/table.md").read_text() == results_table(rows).markdown()
     assert json.loads((tmp_path / "deep/table-idd-classes.json").read_text())[0]["sky"]["mean"] == 1.0
+
+
+def test_failed_runs_are_counted_and_have_no_numbers() -> None:
+    failed = row("bn", 3, None) | {"seconds": None, "peak_mib": None, "error": "out of memory"}
+    line = cells(results_table([*ROWS, failed]).markdown())[3]
+    assert line[3:] == ["3/4", "32.0 ± 2.6", "37 ± 9", "20 ± 10", "501 ± 1"]
+
+
+def test_the_gpu_s_memory_has_a_column_where_it_was_used() -> None:
+    rows = [row("bn", seed, 30.0, peak_gpu_mib=100 * seed) for seed in (1, 2)]
+    assert cells(results_table(rows).markdown())[0][-1] == "peak GPU MiB"
+    assert cells(results_table(rows).markdown())[2][-1] == "150 ± 71"
+    assert "GPU" not in results_table(ROWS).markdown()
+
+
+def test_ablations_are_compared_with_das3_seed_by_seed() -> None:
+    scores = {"das3": ((30.0, 40.0), (34.0, 44.0)), "mix=0": ((30.0, 38.0), (34.0, 44.0)), "align": ((30.0,), (34.0,))}
+    stages = ("align", "propagate")
+    rows = [
+        row(method, seed, miou, (miou - 20) / 30, stage=stage)
+        for method, seeds in scores.items()
+        for seed, found in enumerate(seeds)
+        for stage, miou in zip(stages, found, strict=False)
+    ]
+    table = ablation_table([row("source", 0, 20.0), *rows], {"stages": ["align"], "propagate": ["mix=0"]})
+    lines = cells(table.markdown())
+    assert lines[0] == [
+        *("suite", "part", "variant", "seeds", "after align", "after propagate", "mIoU %", "change", "gap closed %")
+    ]
+    found = {line[2]: line for line in lines[2:]}
+    assert found["das3"][4:8] == ["32.0 ± 2.8", "42.0 ± 2.8", "**42.0 ± 2.8**", "0.0 ± 0.0"]
+    assert found["mix=0"][1:8] == ["propagate", "mix=0", "2", "32.0 ± 2.8", "41.0 ± 4.2", "41.0 ± 4.2", "-1.0 ± 1.4"]
+    assert found["align"][4:8] == ["32.0 ± 2.8", "–", "32.0 ± 2.8", "-10.0 ± 0.0"]
+    assert found["source"][4:8] == ["–", "–", "20.0", "-20.0"]
+    assert {"part", "variant", "change", "align"} <= set(json.loads(table.json())[0])
+
+
+def test_several_suites_in_one_table_by_the_mean_of_the_gap_closed() -> None:
+    gaps = {("a", "bn"): (0.2, 0.4), ("a", "das3"): (0.5, 0.7), ("b", "bn"): (0.6, 0.6), ("b", "das3"): (0.7, 0.5)}
+    rows = [row(m, seed, 1.0, gap, suite=s) for (s, m), found in gaps.items() for seed, gap in enumerate(found)]
+    rows += [row("das3", 0, 9.0, 0.9, suite="a", stage="earlier")]  # moved before the last stage below
+    rows.insert(0, rows.pop())
+    rows += [row("tent", seed, 1.0, 0.9, suite="a") for seed in range(2)]
+    table = cells(merged_table(rows).markdown())
+    assert table[0] == ["method", "seeds", "a", "b", "mean"]
+    assert table[2:] == [
+        ["das3", "2", "60 ± 14", "**60 ± 14**", "**60 ± 0**"],
+        ["bn", "2", "30 ± 14", "**60 ± 0**", "45 ± 7"],
+        ["tent", "2", "**90 ± 0**", "–", "–"],
+    ]
