@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,15 @@ def test_suite_files_that_can_t_be_used(tmp_path):
     with pytest.raises(DataError, match="--data"):
         find_suite("gta5-cityscapes")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_s_suite_file_is_one(tmp_path):
+    (tmp_path / "shift.yaml").write_text(re.search(r"```yaml\n(.*?)```", README.read_text(), re.S)[1])
+    suite = find_suite(str(tmp_path / "shift.yaml"))
+    assert (suite.name, suite.size, suite.network) == ("shift", 240, "das3:small")
+    assert suite.target.images == str(tmp_path / "night/images")
+    assert suite.test.classes == str(tmp_path / "classes.json")
+    assert benchmark._supervised(suite, "source", 0).lr == 2e-3
 
 
 @pytest.mark.parametrize(("source", "classes"), [("gta5", 19), ("synthia", 16)])

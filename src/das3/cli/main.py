@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Das3Error as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("\ndas3: interrupted; a run goes on from its last checkpoint with --resume", file=sys.stderr)
+        print(
+            "\ndas3: interrupted; a run goes on with --resume, a benchmark or demo with the same command",
+            file=sys.stderr,
+        )
         return 130
     return status or 0
 
