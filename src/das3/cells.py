@@ -7,7 +7,6 @@ FOLDER/KIND.error.txt    why it failed
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -257,6 +256,8 @@ def _peak_mib() -> int:
     if status.exists():  # getrusage counts what the parent had when it started this process, too
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return round(int(line.split()[1]) / 1024)
+    import resource  # which Windows lacks
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
 
