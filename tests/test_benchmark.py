@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -231,29 +232,60 @@ def test_without_a_source_model_nothing_is_adapted(tmp_path, monkeypatch):
     assert [row["error"].split(":")[0] for row in rows] == ["ZeroDivisionError", *2 * ["its source model failed"]]
 
 
-def test_killed_and_resumed(grid, tmp_path, processes):
-    """The bench is killed with -9: its cells end with it, and the same command ends as if nothing had been."""
-    suite, out, _ = grid
+@pytest.fixture
+def begun(grid, tmp_path):
+    """A folder in which nothing but the source model is finished."""
+    _, out, _ = grid
     for part in ("0/source", "data"):
         shutil.copytree(out / part, tmp_path / "out" / part)
     shutil.copy(out / "0/source.json", tmp_path / "out/0/source.json")
-    given = ["benchmark", "--suite", str(suite), "--out", str(tmp_path / "out"), "--seeds", "1", "--methods", "das3"]
+    return tmp_path / "out"
+
+
+def assert_goes_on(grid, folder, monkeypatch):
+    """What was interrupted ends with the weights and rows of what was not."""
+    suite, out, rows = grid
+    monkeypatch.setattr(benchmark, "_in_process", here)
+    found = bench(suite, folder, ["das3"])
+    one, other = (weights(root / "0/das3") for root in (out, folder))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [row["miou"] for row in found[2:]] == [row["miou"] for row in rows[3:6]]
+
+
+def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, processes, monkeypatch):
+    log, children = begun / "0/das3/metrics.jsonl", benchmark.multiprocessing.active_children
+
+    def kill():
+        wait_for(log.exists)
+        (child,) = children()
+        os.kill(child.pid, signal.SIGKILL)
+
+    in_process = benchmark._in_process
+    monkeypatch.setattr(benchmark, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else here)(c, *more))
+    killer = threading.Thread(target=kill)
+    killer.start()
+    rows = bench(grid[0], begun, ["das3"])
+    killer.join()
+    assert [row["miou"] for row in rows[2:]] == 3 * [None]
+    assert "signal 9" in rows[-1]["error"]
+    assert rows[1]["miou"] == grid[2][1]["miou"]
+    assert_goes_on(grid, begun, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_killed_ends_its_cells_and_goes_on(grid, begun, monkeypatch):
+    suite = grid[0]
+    given = ["benchmark", "--suite", str(suite), "--out", str(begun), "--seeds", "1", "--methods", "das3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "das3", *given], start_new_session=True, env=environment)
-    log = tmp_path / "out/0/das3/metrics.jsonl"
+    log = begun / "0/das3/metrics.jsonl"
     wait_for(lambda: log.exists() or process.poll() is not None)
     process.kill()
     process.wait()
     wait_for(lambda: not alive(process.pid))
-    assert json.loads((tmp_path / "out/0/das3.json").read_text())["rows"] is None
     assert log.exists()
-    patch = pytest.MonkeyPatch()
-    with patch.context() as here_again:
-        here_again.setattr(benchmark, "_in_process", here)
-        rows = bench(suite, tmp_path / "out", ["das3"])
-    one, other = (weights(folder / "0/das3") for folder in (out, tmp_path / "out"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert [row["miou"] for row in rows[2:]] == [row["miou"] for row in grid[2][3:6]]
+    assert json.loads((begun / "0/das3.json").read_text())["rows"] is None
+    assert_goes_on(grid, begun, monkeypatch)
 
 
 def wait_for(condition, seconds=120):
@@ -270,16 +302,6 @@ def alive(group):
     except ProcessLookupError:
         return False
     return True
-
-
-def test_a_process_that_dies_is_a_failed_cell(copied, processes, monkeypatch):
-    suite, out, _ = copied
-    fork = benchmark.multiprocessing.get_context("fork")
-    monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda name: fork)
-    monkeypatch.setattr(benchmark, "_child", lambda cell, threads: os.kill(os.getpid(), signal.SIGKILL))
-    row = bench(suite, out, ["bn", "tent"])[-1]
-    assert (row["method"], row["miou"]) == ("tent", None)
-    assert "signal 9" in row["error"]
 
 
 def test_two_classes_as_masks_without_target_labels(tmp_path):
