@@ -167,3 +167,24 @@ def test_help_and_completion_as_a_command():
         done = subprocess.run([sys.executable, "-m", "das3", *arguments], capture_output=True, text=True, check=True)
         assert "das3" in done.stdout
     assert "--eval-images" in done.stdout
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    code = """
+import sys, time
+from das3.cli.main import _heed_interrupts
+
+class Closing:
+    def __del__(self):
+        raise KeyboardInterrupt
+
+sys.unraisablehook = _heed_interrupts
+try:
+    Closing()
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "stopped\n", done.stderr
+    assert done.stderr == ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser, modules = _parser()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.unraisablehook = _heed_interrupts
     try:
         given = _brackets(sys.argv[1:] if arguments is None else list(arguments))
         parsed = parser.parse_args(recipe_first(given))
@@ -52,6 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     return status or 0
+
+
+def _heed_interrupts(ignored: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C while an object's destructor runs is ignored by Python; it is raised again a moment later."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _parser() -> tuple[ArgumentParser, dict[str, ModuleType]]:
