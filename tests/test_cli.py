@@ -171,8 +171,10 @@ def test_help_and_completion_as_a_command():
 
 def test_ctrl_c_in_a_destructor_is_not_lost():
     code = """
-import sys, time
+import signal, sys, time
 from das3.cli.main import _heed_interrupts
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 class Closing:
     def __del__(self):

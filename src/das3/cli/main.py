@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import os
 import re
 import signal
 import sys
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _heed_interrupts(ignored: sys.UnraisableHookArgs) -> None:
     """Ctrl-C while an object's destructor runs is ignored by Python; it is raised again a moment later."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
-        threading.Timer(0.05, _thread.interrupt_main).start()
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(ignored)
 
