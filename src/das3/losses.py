@@ -15,7 +15,7 @@ from torch import Tensor
 
 from das3.entropy import normalized_entropy
 
-__all__ = ["diversity_loss", "focal_entropy_loss", "mean_prediction", "negative_loss", "positive_loss"]
+__all__ = ["diversity_loss", "focal_entropy_loss", "masked_mean", "mean_prediction", "negative_loss", "positive_loss"]
 
 
 def focal_entropy_loss(
@@ -38,7 +38,7 @@ def focal_entropy_loss(
     entropy = normalized_entropy(logits)
     # Rounding can leave H a hair above 1, where a fractional power is NaN.
     focus = (1 - entropy).clamp(min=0) ** gamma
-    return alpha * _masked_mean((focus.detach() if detach_focus else focus) * entropy, valid)
+    return alpha * masked_mean((focus.detach() if detach_focus else focus) * entropy, valid)
 
 
 def mean_prediction(logits: Tensor, *, a: float = 3.0, valid: Tensor | None = None) -> Tensor:
@@ -127,10 +127,14 @@ def negative_loss(
     ruled_out = logits.softmax(dim=1) * negatives
     if form == "pooled":
         ruled_out = ruled_out.sum(dim=1, keepdim=True)
-    return _masked_mean(-torch.log((1 - ruled_out).clamp(min=eps)).sum(dim=1), valid)
+    return masked_mean(-torch.log((1 - ruled_out).clamp(min=eps)).sum(dim=1), valid)
 
 
-def _masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of the values where `valid`, a boolean tensor of their shape, is true; 0 where it nowhere is.
+
+    None means everywhere.
+    """
     if valid is None:
         return values.mean()
     # where(), not a product: an invalid pixel's NaN must not reach the sum.

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
-from das3.losses import positive_loss
-from das3.rivals.masks import masked_mean
+from das3.losses import masked_mean, positive_loss
 from das3.rivals.pseudo_label import SelfTraining, SelfTrainingOptions
 from das3.rivals.thresholds import data_set_thresholds, normalized_labels
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.entropy import normalized_entropy
+from das3.losses import masked_mean
 from das3.rivals.cbst import CbstOptions, ClassBalanced
 from das3.rivals.features import features_and_logits, to_grid
-from das3.rivals.masks import masked_mean
 from das3.rivals.teachers import frozen_copy
 from das3.rivals.views import TwoViews
 from das3.segmenter import Segmenter

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
-from das3.losses import positive_loss
+from das3.losses import masked_mean, positive_loss
 from das3.rivals.features import features_and_logits, to_grid
-from das3.rivals.masks import masked_mean
 from das3.segmenter import Segmenter
 from das3.stages.base import OptionsT, Stage, StageOptions
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.errors import ModelError
-from das3.losses import focal_entropy_loss, positive_loss
+from das3.losses import focal_entropy_loss, masked_mean, positive_loss
 from das3.rivals.cbst import CbstOptions, ClassBalanced
 from das3.rivals.features import features_and_logits
-from das3.rivals.masks import masked_mean
 from das3.segmenter import Segmenter
 
 __all__ = ["Decoders", "Urma", "uncertainty_loss"]
