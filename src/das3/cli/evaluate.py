@@ -12,14 +12,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from das3.api import check_classes, open_model, percent
 from das3.checkpoints import write_atomically
-from das3.cli.options import add_flags
+from das3.cli.options import ViewOptions, add_flags
 from das3.data.labels import open_labelled
 from das3.data.published.classes import SUBSETS, TRAIN_IDS
 from das3.engine import make_fabric
 from das3.errors import RecipeError
 from das3.evaluate import Evaluation, evaluate
 from das3.progress import Display
-from das3.recipe import ModelOptions, add_options, filled
+from das3.recipe import add_options, filled
 from das3.tables import latex_table, markdown_table
 
 __all__ = ["HELP", "add", "run"]
@@ -32,7 +32,7 @@ das3 evaluate --model RUN --images 'cityscapes:ROOT?split=val' --classes-subset 
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ModelOptions):
+class EvaluateOptions(ViewOptions):
     """Options of `das3 evaluate`.
 
     Attributes:
@@ -43,12 +43,7 @@ class EvaluateOptions(ModelOptions):
         classes_subset: the mean is over these of Cityscapes' 19 classes alone: 16 and 13 are the protocols of SYNTHIA,
             13 is that of Cross-City as well.
         boundary: also measure the IoU of the classes' edges (within 0.5 % of the image's diagonal).
-        flip: average the prediction with the mirrored image's.
-        scales: average the predictions at these zooms.
-        tile: predict in overlapping tiles of this side; large images are tiled by themselves.
         out: folder for evaluation.json, .md and .tex; a name that ends in .json is that file alone.
-        device: auto, cpu, cuda or mps.
-        precision: auto, 32, bf16 or 16 (mixed).
     """
 
     images: str | None = None
@@ -57,12 +52,7 @@ class EvaluateOptions(ModelOptions):
     class_map: str | None = None
     classes_subset: Literal[19, 16, 13] | None = None
     boundary: bool = False
-    flip: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    tile: int | None = None
     out: str | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
 
 
 def add(parser: ArgumentParser) -> None:
@@ -92,9 +82,7 @@ def run(given: Namespace) -> None:
         evaluation = evaluate(
             segmenter,
             labelled,
-            flip=options.flip,
-            scales=options.scales,
-            tile=options.tile,
+            **options.views(),
             classes=chosen,
             boundary=options.boundary,
             progress=display.track,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal
+
 from jsonargparse import ArgumentParser
 
 from das3.errors import RecipeError
-from das3.recipe import Recipe, add_recipe_options, load_recipe, recipe_from, recipe_path
+from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from, recipe_path
 
-__all__ = ["add_flags", "add_recipe", "needed", "recipe_first"]
+__all__ = ["ViewOptions", "add_flags", "add_recipe", "needed", "recipe_first"]
 
 _FLAGS = {
     "resume": "go on where the run in --out stopped",
@@ -15,6 +18,29 @@ _FLAGS = {
     "dry-run": "open and check everything, take a step of each stage, say the run's time and memory, write nothing",
     "state-dict": "also save the weights as a plain state dict, model.pt",
 }
+
+
+@dataclass(frozen=True)
+class ViewOptions(ModelOptions):
+    """How a model predicts, and on what.
+
+    Attributes:
+        flip: average the prediction with the mirrored image's.
+        scales: average the predictions at these zooms.
+        tile: predict in overlapping tiles of this side; large images are tiled by themselves.
+        device: auto, cpu, cuda or mps.
+        precision: auto, 32, bf16 or 16 (mixed).
+    """
+
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    tile: int | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+
+    def views(self) -> dict[str, Any]:
+        """Arguments of `das3.predict.predict_probs` and of `das3.evaluate.evaluate`."""
+        return {"flip": self.flip, "scales": self.scales, "tile": self.tile}
 
 
 def add_flags(parser: ArgumentParser, *names: str) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from das3.api import open_model
-from das3.cli.options import add_flags
+from das3.cli.options import ViewOptions, add_flags
 from das3.data.classes import load_classes
 from das3.data.images import ImageFiles, open_images
 from das3.data.published.classes import CITYSCAPES
@@ -19,7 +18,7 @@ from das3.errors import RecipeError
 from das3.pictures import palette
 from das3.predict import file_values, predict_labels, predict_to_file, write_prediction
 from das3.progress import Display
-from das3.recipe import ModelOptions, add_options, filled
+from das3.recipe import add_options, filled
 from das3.segmenter import Segmenter
 
 __all__ = ["HELP", "add", "run"]
@@ -31,7 +30,7 @@ das3 predict --model RUN --images DIR --out DIR
 
 
 @dataclass(frozen=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(ViewOptions):
     """Options of `das3 predict`.
 
     Attributes:
@@ -40,22 +39,12 @@ class PredictOptions(ModelOptions):
         overlays: also write colors/NAME.png and overlays/NAME.png.
         ids: what the label files hold instead of class ids: "mask" for 0 and 255, "cityscapes" for the label ids that
             its server wants, or a class table file for its own ids.
-        flip: average the prediction with the mirrored image's.
-        scales: average the predictions at these zooms.
-        tile: predict in overlapping tiles of this side; large images are tiled by themselves.
-        device: auto, cpu, cuda or mps.
-        precision: auto, 32, bf16 or 16 (mixed).
     """
 
     images: str | None = None
     out: str | None = None
     overlays: bool = False
     ids: str | None = None
-    flip: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    tile: int | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
 
 
 def add(parser: ArgumentParser) -> None:
@@ -77,18 +66,17 @@ def run(given: Namespace) -> None:
     segmenter.to(fabric.device)
     colors, out = palette(segmenter.num_classes), Path(options.out)
     todo = [i for i, name in enumerate(images.names) if not (out / "labels" / f"{name}.png").exists()]
-    how: dict[str, Any] = {"flip": options.flip, "scales": options.scales, "tile": options.tile}
     with Display(quiet=given.quiet) as display, fabric.autocast():
         for i in display.track(todo, "predicting", len(todo)):
             name = images.names[i]
             if options.overlays:
                 image = images[i]
-                labels = predict_labels(segmenter, image, **how)
+                labels = predict_labels(segmenter, image, **options.views())
                 write_prediction(out, name, labels, values=values, colors=colors, image=image)
             else:
                 # From file to file, so that an image may be larger than memory.
                 source = images.paths[i] if isinstance(images, ImageFiles) else images[i]
-                predict_to_file(segmenter, source, out / "labels" / f"{name}.png", values=values, **how)
+                predict_to_file(segmenter, source, out / "labels" / f"{name}.png", values=values, **options.views())
     print(f"{len(todo)} images labelled into {out / 'labels'}")
 
 
