@@ -29,6 +29,7 @@ LAYERS = [
     ["evaluate", "plots"],
     ["tables"],
     ["predict"],
+    ["views"],
     ["rasters"],
     ["models"],
     ["segmenter"],

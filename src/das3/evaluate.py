@@ -51,7 +51,7 @@ def evaluate(
     Args:
         segmenter: the model; predicts in evaluation mode, each layer's own mode is restored.
         labelled: images and labels.
-        size, flip, scales, tile: see `das3.predict.predict_probs`.
+        size, flip, scales, tile: see `das3.predict.How`.
         classes: the mean is over these alone, e.g. `das3.data.published.classes.SUBSETS[13]`; all when None.
         boundary: also measure the classes' edges.
         progress: wraps the iteration over images (items, what, total).

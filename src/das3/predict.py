@@ -7,23 +7,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from das3.checkpoints import write_atomically
 from das3.data.classes import ClassTable
-from das3.data.images import Size, resize_image, resized_shape
+from das3.data.images import Size
 from das3.errors import DataError, ModelError, RecipeError
 from das3.pictures import overlay
 from das3.rasters import PngWriter, Rows, open_rows
 from das3.segmenter import Segmenter, evaluating
+from das3.views import Views
 
 __all__ = [
+    "How",
     "file_values",
     "label_tensor",
     "predict_batch",
@@ -44,69 +46,28 @@ _SMALLEST = 2 * _GRID
 _VALUES = 2**24  # probabilities that are made at once when an image is predicted whole: 64 MiB
 
 Source = NDArray[np.uint8] | str | Path
+Block = tuple[int, int, Tensor]  # top, left and probabilities C×n×m of a part of an image
 
 
-@dataclass(frozen=True)
-class _How:
-    """What is predicted with, and how."""
+class How(TypedDict, total=False):
+    """How an image is predicted.
 
-    segmenter: Segmenter
-    size: Size = None
-    flip: bool = False
-    scales: Sequence[float] = (1.0,)
+    Attributes:
+        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None, the
+            default. A tile is zoomed by the factor that the whole image would be.
+        flip: average with the mirrored image's prediction.
+        scales: average over these zooms of the network's input; (1.0,) by default.
+        tile: side of a tile in pixels of the image, 64 at least, rounded up to a multiple of 32. None, the default:
+            whole up to `WHOLE_PIXELS`, in tiles beyond.
+        overlap: least share of a tile that the next one covers again, in [0, 0.5]; 0.25 by default. The outer quarter
+            of the overlap does not count, then a tile's weight rises linearly.
+    """
 
-    def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise RecipeError(f"--scales must be positive zooms such as 0.75,1,1.25, got {list(self.scales)}")
-
-    def input_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) that an image of this shape has at scale 1 before the network."""
-        return resized_shape(shape, self.size if self.size is not None else self.segmenter.preprocess.size)
-
-    def views(self, images: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> list[Tensor]:
-        """Logits B×C×h×w of the images at `shape` and every zoom of it, mirrored ones turned back."""
-        found = []
-        for scale in self.scales:
-            zoomed = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
-            batch = torch.from_numpy(np.stack([resize_image(image, zoomed) for image in images]))
-            pixels = batch.to(_device(self.segmenter)).permute(0, 3, 1, 2).float() / 255
-            found.append(self.segmenter(pixels).float())
-            if self.flip:
-                found.append(self.segmenter(pixels.flip(-1)).float().flip(-1))
-        return found
-
-    def probs(self, views: Sequence[Tensor], shape: tuple[int, int], top: int, bottom: int) -> Tensor:
-        """Mean probabilities B×C×(bottom − top)×W of rows of images of this shape."""
-        total: Tensor | None = None
-        for logits in views:
-            probs = _upsampled_rows(logits, shape, top, bottom, self.segmenter.align_corners).softmax(dim=1)
-            total = probs if total is None else total.add_(probs)
-        assert total is not None
-        return total if len(views) == 1 else total.div_(len(views))
-
-
-def _device(segmenter: Segmenter) -> torch.device:
-    return next(segmenter.parameters()).device
-
-
-def _upsampled_rows(logits: Tensor, shape: tuple[int, int], top: int, bottom: int, align_corners: bool) -> Tensor:
-    """Rows `top` to `bottom` of B×C×h×w logits resized to `shape`, without making the others."""
-    height, width = logits.shape[-2:]
-    if height == shape[0]:
-        rows = logits[..., top:bottom, :]
-    else:
-        place = torch.arange(top, bottom, dtype=torch.float64)
-        if align_corners:
-            place *= (height - 1) / max(1, shape[0] - 1)
-        else:
-            place = ((place + 0.5) * (height / shape[0]) - 0.5).clamp_(0, height - 1)
-        above = place.long()
-        share = (place - above).float().to(logits.device)[:, None]
-        above = above.to(logits.device)
-        rows = logits[..., above, :].lerp(logits[..., (above + 1).clamp(max=height - 1), :], share)
-    if width == shape[1]:
-        return rows
-    return F.interpolate(rows, size=(bottom - top, shape[1]), mode="bilinear", align_corners=align_corners)
+    size: Size
+    flip: bool
+    scales: Sequence[float]
+    tile: int | None
+    overlap: float
 
 
 @contextmanager
@@ -129,9 +90,7 @@ def predict_batch(
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
         images: B images H×W×3 uint8 RGB.
-        size: what the images are resized to before the network; the segmenter's own `preprocess.size` when None.
-        flip: average with the mirrored images' predictions.
-        scales: average over these zooms of the network's input.
+        size, flip, scales: see `How`.
 
     Returns:
         B×C×H×W float32 at the images' own size, on the segmenter's device; the mean of the views' softmax of bilinearly
@@ -145,34 +104,18 @@ def predict_batch(
     if len(shapes) != 1:
         raise ValueError(f"a batch needs images of one size, got {sorted(shapes)}")
     (shape,) = shapes
-    how = _How(segmenter, size, flip, scales)
+    views = Views(segmenter, size, flip, scales)
     with _predicting(segmenter):
-        return how.probs(how.views(images, how.input_shape(shape)), shape, 0, shape[0])
+        return views.probs(views.logits(images, views.input_shape(shape)), shape, 0, shape[0])
 
 
-def predict_probs(
-    segmenter: Segmenter,
-    image: Source,
-    *,
-    size: Size = None,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    tile: int | None = None,
-    overlap: float = 0.25,
-) -> Tensor:
+def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Tensor:
     """Class probabilities of one image.
 
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
         image: H×W×3 uint8 RGB, or a file.
-        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None. A tile
-            is zoomed by the factor that the whole image would be.
-        flip: average with the mirrored image's prediction.
-        scales: average over these zooms of the network's input.
-        tile: side of a tile in pixels of the image, 64 at least, rounded up to a multiple of 32. None: whole up to
-            `WHOLE_PIXELS`, in tiles beyond.
-        overlap: least share of a tile that the next one covers again, in [0, 0.5]. The outer quarter of the overlap
-            does not count, then a tile's weight rises linearly.
+        how: see `How`.
 
     Returns:
         C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
@@ -181,24 +124,15 @@ def predict_probs(
         RecipeError: if a scale, the tile or the overlap can't be used.
         DataError: if the file can't be read.
     """
-    how = _How(segmenter, size, flip, scales)
+    blocks = _Blocks(segmenter, **how)
     with open_rows(image) as rows, _predicting(segmenter):
-        found = torch.empty((segmenter.num_classes, *rows.shape), device=_device(segmenter))
-        for top, left, probs in _blocks(how, rows, tile, overlap):
+        found = torch.empty((segmenter.num_classes, *rows.shape), device=blocks.device)
+        for top, left, probs in blocks.of(rows):
             found[:, top : top + probs.shape[1], left : left + probs.shape[2]] = probs
     return found
 
 
-def predict_labels(
-    segmenter: Segmenter,
-    image: Source,
-    *,
-    size: Size = None,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    tile: int | None = None,
-    overlap: float = 0.25,
-) -> NDArray[np.uint8]:
+def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> NDArray[np.uint8]:
     """Most probable class of each pixel; the probabilities of the whole image are never in memory at once.
 
     Args and errors are those of `predict_probs`.
@@ -209,36 +143,18 @@ def predict_labels(
     Raises:
         ModelError: if there are more than 256 classes.
     """
-    return label_tensor(segmenter, image, size=size, flip=flip, scales=scales, tile=tile, overlap=overlap).cpu().numpy()
+    return label_tensor(segmenter, image, **how).cpu().numpy()
 
 
-def label_tensor(
-    segmenter: Segmenter,
-    image: Source,
-    *,
-    size: Size = None,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    tile: int | None = None,
-    overlap: float = 0.25,
-) -> Tensor:
+def label_tensor(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Tensor:
     """`predict_labels`, left on the segmenter's device."""
-    how = _How(segmenter, size, flip, scales)
+    blocks = _Blocks(segmenter, **how)
     with open_rows(image) as rows, _predicting(segmenter):
-        return torch.cat(list(_label_bands(how, rows, tile, overlap)))
+        return torch.cat(list(blocks.labels(rows)))
 
 
 def predict_to_file(
-    segmenter: Segmenter,
-    image: Source,
-    out: str | Path,
-    *,
-    size: Size = None,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    tile: int | None = None,
-    overlap: float = 0.25,
-    values: Sequence[int] | None = None,
+    segmenter: Segmenter, image: Source, out: str | Path, *, values: Sequence[int] | None = None, **how: Unpack[How]
 ) -> Path:
     """Label an image into a PNG, row by row.
 
@@ -247,7 +163,7 @@ def predict_to_file(
     the model resizes to few pixels is not tiled by itself; it is read whole.
 
     Args:
-        segmenter, image, size, flip, scales, tile, overlap: see `predict_probs`.
+        segmenter, image, how: see `predict_probs`.
         out: the file, 8-bit grey.
         values: what stands for each class in the file; the class ids when None. (0, 255) writes a mask.
 
@@ -257,79 +173,88 @@ def predict_to_file(
     Raises:
         ModelError, RecipeError, DataError: as `predict_labels`.
     """
-    how, table = _How(segmenter, size, flip, scales), _value_table(values)
+    blocks, table = _Blocks(segmenter, **how), _value_table(values)
     with open_rows(image) as rows, _predicting(segmenter), PngWriter(out, rows.shape) as file:
-        for band in _label_bands(how, rows, tile, overlap):
+        for band in blocks.labels(rows):
             file.write(table[band.cpu().numpy()])
     return Path(out)
 
 
-def _label_bands(how: _How, rows: Rows, tile: int | None, overlap: float) -> Iterator[Tensor]:
-    """Labels n×W uint8 from top to bottom."""
-    if how.segmenter.num_classes > 256:
-        raise ModelError(
-            f"labels are written in 8 bits; the model has {how.segmenter.num_classes} classes, more than 256"
-        )
-    pieces: list[Tensor] = []
-    for _, left, probs in _blocks(how, rows, tile, overlap):
-        pieces.append(probs.argmax(dim=0).to(torch.uint8))
-        if left + probs.shape[2] == rows.shape[1]:
-            yield torch.cat(pieces, dim=1)
-            pieces = []
+@dataclass(frozen=True)
+class _Blocks(Views):
+    """An image's prediction, one block after the other; `How` says what the fields are."""
 
+    tile: int | None = None
+    overlap: float = 0.25
 
-def _blocks(how: _How, rows: Rows, tile: int | None, overlap: float) -> Iterator[tuple[int, int, Tensor]]:
-    """(top, left, probabilities C×n×m) of blocks that make up the image, from left to right, from top to bottom."""
-    side = _tile_side(how, rows.shape, tile, overlap)
-    if side is None or side >= max(rows.shape):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.overlap <= 0.5:
+            raise RecipeError(f"the overlap of tiles must be a share in [0, 0.5], got {self.overlap}")
+        if self.tile is not None and self.tile < _SMALLEST:
+            raise RecipeError(f"--tile must be {_SMALLEST} pixels or more, got {self.tile}")
+
+    def labels(self, rows: Rows) -> Iterator[Tensor]:
+        """Labels n×W uint8 from top to bottom."""
+        if (classes := self.segmenter.num_classes) > 256:
+            raise ModelError(f"labels are written in 8 bits; the model has {classes} classes, more than 256")
+        pieces: list[Tensor] = []
+        for _, left, probs in self.of(rows):
+            pieces.append(probs.argmax(dim=0).to(torch.uint8))
+            if left + probs.shape[2] == rows.shape[1]:
+                yield torch.cat(pieces, dim=1)
+                pieces = []
+
+    def of(self, rows: Rows) -> Iterator[Block]:
+        """Blocks that make up the image, from left to right, from top to bottom."""
+        side = self._side(rows.shape)
+        if side is None or side >= max(rows.shape):
+            return self._whole(rows)
+        return self._tiled(rows, side)
+
+    def _side(self, shape: tuple[int, int]) -> int | None:
+        """Side of a tile, None where the image is small enough to be predicted whole."""
+        tile = self.tile
+        if tile is None:
+            height, width = self.input_shape(shape)
+            if height * width * max(self.scales) ** 2 <= WHOLE_PIXELS:
+                return None
+            tile = max(_SMALLEST, round(TILE * (shape[0] * shape[1] / (height * width)) ** 0.5))
+        return -(-tile // _GRID) * _GRID
+
+    def _whole(self, rows: Rows) -> Iterator[Block]:
         height, width = rows.shape
-        views = how.views([rows.read(0, height)], how.input_shape(rows.shape))
-        step = max(1, _VALUES // (how.segmenter.num_classes * width))
+        logits = self.logits([rows.read(0, height)], self.input_shape(rows.shape))
+        step = max(1, _VALUES // (self.segmenter.num_classes * width))
         for top in range(0, height, step):
-            yield top, 0, how.probs(views, rows.shape, top, min(top + step, height))[0]
-    else:
-        yield from _tiled(how, rows, side, overlap)
+            yield top, 0, self.probs(logits, rows.shape, top, min(top + step, height))[0]
 
-
-def _tile_side(how: _How, shape: tuple[int, int], tile: int | None, overlap: float) -> int | None:
-    if not 0 <= overlap <= 0.5:
-        raise RecipeError(f"the overlap of tiles must be a share in [0, 0.5], got {overlap}")
-    if tile is None:
-        height, width = how.input_shape(shape)
-        if height * width * max(how.scales) ** 2 <= WHOLE_PIXELS:
-            return None
-        tile = max(_SMALLEST, round(TILE * (shape[0] * shape[1] / (height * width)) ** 0.5))
-    if tile < _SMALLEST:
-        raise RecipeError(f"--tile must be {_SMALLEST} pixels or more, got {tile}")
-    return -(-tile // _GRID) * _GRID
-
-
-def _tiled(how: _How, rows: Rows, tile: int, overlap: float) -> Iterator[tuple[int, int, Tensor]]:
-    """Blocks of the image as soon as no further tile reaches into them; sums of the rest are carried on."""
-    height, width = rows.shape
-    target = how.input_shape(rows.shape)
-    zoom = (target[0] / height, target[1] / width)
-    tops, lefts = _spans(height, tile, overlap), _spans(width, tile, overlap)
-    above: Tensor | None = None  # what tiles higher up have given to this band's first rows
-    for top, bottom, done, row_weights in tops:
-        strip = rows.read(top, bottom)
-        below = torch.zeros((how.segmenter.num_classes, bottom - done, width), device=_device(how.segmenter))
-        beside: Tensor | None = None  # what tiles further left in this band have given to the next one's columns
-        for left, right, finished, column_weights in lefts:
-            piece = strip[:, left:right]
-            shape = piece.shape[:2]
-            views = how.views([piece], (max(1, round(shape[0] * zoom[0])), max(1, round(shape[1] * zoom[1]))))
-            part = how.probs(views, shape, 0, shape[0])[0]
-            part *= (row_weights[:, None] * column_weights).to(part)
-            if beside is not None:
-                part[..., : beside.shape[-1]] += beside
-            block, beside = part[..., : finished - left], part[..., finished - left :]
-            if above is not None:
-                block[:, : above.shape[1]] += above[..., left:finished]
-            below[..., left:finished] = block[:, done - top :]
-            ready = block[:, : done - top]
-            yield top, left, ready / ready.sum(dim=0)
-        above = below
+    def _tiled(self, rows: Rows, tile: int) -> Iterator[Block]:
+        """Blocks as soon as no further tile reaches into them; sums of the rest are carried on."""
+        height, width = rows.shape
+        target = self.input_shape(rows.shape)
+        zoom = (target[0] / height, target[1] / width)
+        tops, lefts = _spans(height, tile, self.overlap), _spans(width, tile, self.overlap)
+        above: Tensor | None = None  # what tiles higher up have given to this band's first rows
+        for top, bottom, done, row_weights in tops:
+            strip = rows.read(top, bottom)
+            below = torch.zeros((self.segmenter.num_classes, bottom - done, width), device=self.device)
+            beside: Tensor | None = None  # what tiles further left in this band have given to the next one's columns
+            for left, right, finished, column_weights in lefts:
+                piece = strip[:, left:right]
+                shape = piece.shape[:2]
+                logits = self.logits([piece], (max(1, round(shape[0] * zoom[0])), max(1, round(shape[1] * zoom[1]))))
+                part = self.probs(logits, shape, 0, shape[0])[0]
+                part *= (row_weights[:, None] * column_weights).to(part)
+                if beside is not None:
+                    part[..., : beside.shape[-1]] += beside
+                block, beside = part[..., : finished - left], part[..., finished - left :]
+                if above is not None:
+                    block[:, : above.shape[1]] += above[..., left:finished]
+                below[..., left:finished] = block[:, done - top :]
+                ready = block[:, : done - top]
+                yield top, left, ready / ready.sum(dim=0)
+            above = below
 
 
 def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, Tensor]]:

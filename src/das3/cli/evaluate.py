@@ -82,7 +82,7 @@ def run(given: Namespace) -> None:
         evaluation = evaluate(
             segmenter,
             labelled,
-            **options.views(),
+            **options.how(),
             classes=chosen,
             boundary=options.boundary,
             progress=display.track,

@@ -38,8 +38,8 @@ class ViewOptions(ModelOptions):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
 
-    def views(self) -> dict[str, Any]:
-        """Arguments of `das3.predict.predict_probs` and of `das3.evaluate.evaluate`."""
+    def how(self) -> dict[str, Any]:
+        """Arguments of `das3.evaluate.evaluate`, and of prediction (`das3.predict.How`)."""
         return {"flip": self.flip, "scales": self.scales, "tile": self.tile}
 
 

@@ -71,12 +71,12 @@ def run(given: Namespace) -> None:
             name = images.names[i]
             if options.overlays:
                 image = images[i]
-                labels = predict_labels(segmenter, image, **options.views())
+                labels = predict_labels(segmenter, image, **options.how())
                 write_prediction(out, name, labels, values=values, colors=colors, image=image)
             else:
                 # From file to file, so that an image may be larger than memory.
                 source = images.paths[i] if isinstance(images, ImageFiles) else images[i]
-                predict_to_file(segmenter, source, out / "labels" / f"{name}.png", values=values, **options.views())
+                predict_to_file(segmenter, source, out / "labels" / f"{name}.png", values=values, **options.how())
     print(f"{len(todo)} images labelled into {out / 'labels'}")
 
 
