@@ -1,7 +1,37 @@
 """What holds for all tests."""
 
+import pytest
+import torch
 from hypothesis import settings
+
+import benches
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("das3", deadline=None)
 settings.load_profile("das3")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other cost more than tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Cells of the bench have no processes of their own."""
+    monkeypatch.setattr(benches.benchmark, "_in_process", benches.here)
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory):
+    """A finished grid of the bench, only to be read: its suite, its folder, its rows."""
+    root = tmp_path_factory.mktemp("grid")
+    suite = benches.write_suite(root / "world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benches.benchmark, "_in_process", benches.here)
+        rows = benches.bench(suite, root / "out", measure_every=2)
+    return suite, root / "out", rows

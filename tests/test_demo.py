@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from das3 import demo
@@ -13,13 +12,7 @@ from das3.cli import main
 from das3.data.streets import CLASS_NAMES, Streets
 from das3.suites import Suite
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small() -> Suite:
