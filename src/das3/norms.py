@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["NormMode", "batch_norms", "reestimate", "set_norm_mode"]
+__all__ = ["NormMode", "batch_norms", "kept_statistics", "reestimate", "set_norm_mode"]
 
 NormMode = Literal["batch", "target", "frozen"]
 """How a stage runs its batch-norm layers: on each batch's statistics ("batch"), on statistics re-estimated over the
@@ -26,6 +27,17 @@ def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
     """Put the batch-norm layers of a network that is in train() into `mode`; call it after every train()."""
     for norm in batch_norms(module):
         norm.train(mode == "batch")
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """What is run within does not move the running statistics."""
+    kept = [(norm, norm.momentum) for norm in batch_norms(module)]
+    for norm, _ in kept:
+        norm.momentum = 0.0
+    yield
+    for norm, momentum in kept:
+        norm.momentum = momentum
 
 
 @torch.no_grad()

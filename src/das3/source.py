@@ -1,6 +1,6 @@
 """Supervised training: the source model, and the oracle, which is the same on the target's labels.
 
-The one place besides evaluation where labels are read, and no adaptation code imports it.
+With `advent.py` the one place besides evaluation where labels are read, and no adaptation code imports either.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from das3.api import Result, measure_on, open_evaluation, open_model
 from das3.bench import Bench
-from das3.data.images import resize_label
+from das3.data.images import Images, resize_label
 from das3.data.labels import Labelled, open_labelled
 from das3.data.samples import Sample, Samples
 from das3.engine import make_fabric
@@ -29,7 +30,9 @@ from das3.runs import Phase, Run, run_phases
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 
-__all__ = ["SourceRecipe", "Supervised", "train_source", "train_supervised"]
+__all__ = ["LabelMaps", "SourceRecipe", "Supervised", "part_of", "run_alone", "train_source", "train_supervised"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,13 @@ class SourceRecipe(RunOptions, StageOptions):
         RunOptions.__post_init__(self)
         StageOptions.__post_init__(self)
 
-    def stage_options(self) -> StageOptions:
-        """The part that the stage needs."""
-        return StageOptions(**{f.name: getattr(self, f.name) for f in fields(StageOptions)})
+
+def part_of(recipe: Any, kind: type[T]) -> T:
+    """The fields of a recipe that a dataclass, one of its bases, has."""
+    return kind(**{f.name: getattr(recipe, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
-class _Labels:
+class LabelMaps:
     """Label maps at the images' training size; small sets stay in memory."""
 
     def __init__(self, labelled: Labelled, sizes: Sequence[tuple[int, int]]) -> None:
@@ -64,6 +68,7 @@ class _Labels:
         self.kept: dict[int, NDArray[np.uint8]] = {}
 
     def __call__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:
+        """Those of image i, under "labels"."""
         if i not in self.kept:
             label = resize_label(self.labelled.label(i), self.sizes[i])
             if len(self.labelled) > 5000:
@@ -83,7 +88,7 @@ class Supervised(Stage[StageOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Samples with labels."""
-        return bench.samples(self.options, maps=_Labels(self.labelled, bench.images.sizes()))
+        return bench.samples(self.options, maps=LabelMaps(self.labelled, bench.images.sizes()))
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Plain cross-entropy, as the source model is trained in the paper."""
@@ -115,17 +120,50 @@ def train_supervised(
         RecipeError, DataError, ModelError: before training, if something does not fit.
     """
     labelled.check(sample=32)
+    phase = Phase(name, lambda: Supervised(part_of(recipe, StageOptions), labelled))
+    return run_alone(phase, segmenter, labelled.images, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
+
+
+def run_alone(
+    phase: Phase,
+    segmenter: Segmenter,
+    images: Images,
+    recipe: RunOptions,
+    *,
+    evaluation: Labelled | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    measure_every: int = 0,
+) -> Result:
+    """Train a segmenter in place by one phase on images, into the run folder `recipe.out`.
+
+    Args:
+        phase: which stage, and what its row is called.
+        segmenter, recipe, evaluation, resume, quiet: as of `train_supervised`.
+        images: at any size.
+        measure_every: as of `das3.adapt`.
+
+    Raises:
+        RecipeError: if no folder is named or it holds another run.
+    """
     if recipe.out is None:
         raise RecipeError("--out is missing; name a folder for the run")
     fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
     fabric.launch()
     run = Run(Path(recipe.out), recipe, resume=resume)
-    phase = Phase(name, lambda: Supervised(recipe.stage_options(), labelled))
     with Display(quiet=quiet) as display:
         display.say(segmenter.describe())
-        images = labelled.images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
-        measure = measure_on(evaluation, display)
-        outcome = run_phases(run, fabric, segmenter, images, [phase], measure=measure, display=display)
+        images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+        outcome = run_phases(
+            run,
+            fabric,
+            segmenter,
+            images,
+            [phase],
+            measure=measure_on(evaluation, display),
+            display=display,
+            measure_every=measure_every,
+        )
     segmenter.to("cpu").eval()
     if fabric.is_global_zero:
         save_segmenter(segmenter, run.folder / "model")

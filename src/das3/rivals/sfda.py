@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +15,7 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.entropy import entropy_of_probs
 from das3.errors import ModelError
-from das3.norms import NormMode, batch_norms, reestimate, set_norm_mode
+from das3.norms import NormMode, batch_norms, kept_statistics, reestimate, set_norm_mode
 from das3.rivals.fakes import Generator, PatchJudge, reverse
 from das3.rivals.features import features_and_logits, to_grid
 from das3.rivals.maxsquare import max_square_loss
@@ -113,17 +112,6 @@ def easy_and_hard(probs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return easy.flatten(0, 1), hard.flatten(0, 1), rows.expand(-1, half).flatten()
 
 
-@contextlib.contextmanager
-def _kept_statistics(network: nn.Module) -> Iterator[None]:
-    """What is run within does not move the running statistics."""
-    kept = [(norm, norm.momentum) for norm in batch_norms(network)]
-    for norm, _ in kept:
-        norm.momentum = 0.0
-    yield
-    for norm, momentum in kept:
-        norm.momentum = momentum
-
-
 class Sfda(Stage[SfdaOptions]):
     """Knowledge transfer over made-up images, and adversarial self-supervision between patches of target images.
 
@@ -183,7 +171,7 @@ class Sfda(Stage[SfdaOptions]):
             old_features, old_logits = features_and_logits(self.source, images)
         for hook in hooks:
             hook.remove()
-        with _kept_statistics(segmenter):
+        with kept_statistics(segmenter):
             features, logits = features_and_logits(segmenter, reverse(images))
         output = (logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))).abs().mean()
         grid = (min(GRID, features.shape[-2]), min(GRID, features.shape[-1]))
