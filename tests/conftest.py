@@ -1,10 +1,12 @@
 """What holds for all tests."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
 import benches
+from reference import B, C, H, W
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("das3", deadline=None)
@@ -18,6 +20,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def seeded():
+    """Torch draws the same in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def logits(rng):
+    """B×C×H×W float32."""
+    return torch.from_numpy(rng.normal(0, 3, (B, C, H, W))).float()
+
+
+@pytest.fixture
+def valid(rng):
+    """B×H×W, some of the pixels."""
+    return torch.from_numpy(rng.random((B, H, W)) < 0.7)
 
 
 @pytest.fixture

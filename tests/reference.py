@@ -1,6 +1,20 @@
 """The paper's equations written anew in float64 NumPy, one pixel at a time, to check the library against."""
 
 import numpy as np
+import pytest
+
+B, C, H, W = 3, 5, 4, 6
+"""Shape of the fixture `logits`."""
+
+
+def pixels(tensor, keep=None):
+    """B×K×H×W to K×N float64, those that count."""
+    flat = tensor.detach().double().numpy().transpose(1, 0, 2, 3).reshape(tensor.shape[1], -1)
+    return flat if keep is None else flat[:, keep.numpy().flatten()]
+
+
+def close(value):
+    return pytest.approx(value, rel=1e-5, abs=1e-7)
 
 
 def softmax(z):

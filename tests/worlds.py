@@ -1,10 +1,16 @@
-"""Small labelled worlds on disk for tests of the command line and of whole runs."""
+"""Small worlds for tests: labelled images on disk, networks, what a stage works with."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import nn
+
+from das3.bench import Bench
+from das3.data.images import open_images
+from das3.engine import make_fabric
+from das3.segmenter import Segmenter
 
 COLORS = {
     "source": [(200, 200, 255), (90, 90, 90), (200, 30, 30)],
@@ -28,3 +34,19 @@ def write_world(folder: Path, domain: str, count: int = 8, seed: int = 0, size: 
         Image.fromarray(label).save(folder / "labels" / f"{i}.png")
     (folder / "classes.json").write_text(json.dumps({"classes": ["sky", "road", "box"]}))
     return folder
+
+
+def network(*layers: nn.Module) -> Segmenter:
+    """Layers one after the other."""
+    return Segmenter(nn.Sequential(*layers), example_size=(8, 8))
+
+
+def pointwise() -> Segmenter:
+    """Every pixel is predicted on its own, as one of three classes."""
+    return network(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
+def bench(segmenter: Segmenter, folder: Path, count: int = 3, size: tuple[int, int] = (10, 12)) -> Bench:
+    """A stage's bench with images of noise."""
+    images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(count)]
+    return Bench(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
