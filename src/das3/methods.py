@@ -89,7 +89,7 @@ def find_methods(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(wanted):
         key = Path(name).stem if name.endswith((".yaml", ".yml")) else name
-        if key in found or key in ("source", "oracle"):
+        if key in found or key in ("source", "oracle", "advent"):
             raise RecipeError(f"two methods are called {key!r}; rename the file of one of them")
         found[key] = _fields(name)
     return found
@@ -108,7 +108,7 @@ def _fields(name: str) -> dict[str, Any]:
         return {stage.replace("-", "_"): setting} if dot else setting
     if name in recipe_names() or name.endswith((".yaml", ".yml")):
         return _without_run(load_recipe(name))
-    known = ", ".join(dict.fromkeys([*all_methods(), *Recipe().stages]))
+    known = ", ".join(dict.fromkeys([*all_methods(), *Recipe().stages, "advent"]))
     raise RecipeError(
         f"no method is called {name!r}; there are: {known}; stages joined by +, a field of das3's recipe such as "
         "selftrain.share=0.5, and recipe files"
