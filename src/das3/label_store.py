@@ -14,7 +14,7 @@ __all__ = ["LabelStore"]
 
 
 class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
-    """Named arrays per image. Labels compress about fiftyfold, so thousands fit in memory as they are on disk.
+    """Named arrays per image. Labels compress well and are read anew whenever they are asked for.
 
     Args:
         folder: where the files are; made when the first is written.
