@@ -17,6 +17,7 @@ LAYERS = [
     ["benchmark", "report"],
     ["cells", "suite_file"],
     ["suites"],
+    ["advent"],
     ["source"],
     ["dry_run"],
     ["api"],

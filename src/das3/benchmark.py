@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from das3.advent import Advent, advent_recipe
 from das3.cells import Cell, Row, plain, run_cell, shared_phases
 from das3.checkpoints import write_atomically
 from das3.data.images import Images
@@ -37,7 +38,7 @@ from das3.data.packed import fingerprint, open_packed, pack
 from das3.errors import Das3Error, DataError, RecipeError
 from das3.methods import find_methods, method_recipe
 from das3.metrics import gap_closed
-from das3.recipe import add_options, filled, plain_message
+from das3.recipe import RunOptions, add_options, filled, plain_message
 from das3.source import SourceRecipe
 from das3.suite_file import find_suite
 from das3.suites import Suite
@@ -70,7 +71,7 @@ def run_benchmark(
         suite: name or YAML file, see `das3.suite_file`.
         out: folder of all runs; finished cells in it are kept.
         data: folder of the suite's data, where it needs any.
-        methods: see `das3.methods.find_methods`.
+        methods: see `das3.methods.find_methods`; or advent, which is also one of "all" where the suite has source data.
         seeds: each trains its own source model.
         jobs: cells at once, each on its share of the cores.
         options: fields of the recipe that hold for all methods.
@@ -85,7 +86,8 @@ def run_benchmark(
         the other cells are run all the same.
 
     Raises:
-        RecipeError: if the suite or a method is unknown, or a cell in `out` was made with other options or data.
+        RecipeError: if the suite or a method is unknown, advent has no source data, or a cell in `out` was made with
+            other options or data.
         DataError: if the suite's data can't be used.
     """
     if jobs < 1:
@@ -94,7 +96,7 @@ def run_benchmark(
     if source_model is not None:
         chosen = replace(chosen, source=None, source_model=source_model)
     opened = _opened(chosen)
-    cells = plan(chosen, opened, find_methods(methods), seeds, out, options or {}, measure_every)
+    cells = plan(chosen, opened, _methods(methods, chosen), seeds, out, options or {}, measure_every)
     _refuse_misfits(cells, redo)
     unfinished = [cell for cell in cells if cell.rows() is None]
     if unfinished:
@@ -104,6 +106,22 @@ def run_benchmark(
     _add_gaps(rows)
     write_atomically(out / f"{name or chosen.name}.json", json.dumps(rows, indent=1).encode())
     return rows
+
+
+def _methods(names: Sequence[str], suite: Suite) -> dict[str, dict[str, Any]]:
+    """Fields of each method's recipe; advent, which has none, comes last.
+
+    Raises:
+        RecipeError: see `find_methods`, or if advent is named and the suite has no source data.
+    """
+    advent = Advent.name in names
+    if advent and suite.source is None:
+        raise RecipeError(
+            f"advent trains on source data, of which suite {suite.name} has none; leave it out, or train the source "
+            "model here, on the suite's source"
+        )
+    found = find_methods([name for name in names if name != Advent.name])
+    return {**found, Advent.name: {}} if advent or ("all" in names and suite.source) else found
 
 
 def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> list[Row]:
@@ -163,7 +181,11 @@ def plan(
         RecipeError: if an option is unknown or does not fit.
     """
     marks = {part: fingerprint(data) for part, data in opened.items()}
-    recipes = {name: method_recipe(given, {**suite.options, **options}, suite.steps) for name, given in methods.items()}
+    shared = {**suite.options, **options}
+    recipes: dict[str, RunOptions] = {
+        name: advent_recipe(shared, suite.steps) if name == Advent.name else method_recipe(given, shared, suite.steps)
+        for name, given in methods.items()
+    }
     network = {"network": suite.network, "model_args": dict(suite.model_args)}
     given = {"model": suite.source_model, "size": suite.size}
     cells = []
@@ -180,6 +202,8 @@ def plan(
         for name, recipe in recipes.items():
             mine = replace(recipe, seed=seed)
             made_with = {**common, "recipe": plain(mine), "measure_every": measure_every}
+            if name == Advent.name:
+                made_with["source_images"] = marks["source"]
             cells.append(Cell(suite, name, seed, folder, mine, made_with, measure_every))
     return cells
 

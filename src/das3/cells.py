@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from das3.advent import AdventRecipe, train_advent
 from das3.api import adapt, measure_on
 from das3.checkpoints import write_atomically
+from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.engine import make_fabric
 from das3.models import load_segmenter, save_segmenter
@@ -39,10 +41,11 @@ class Cell:
 
     Attributes:
         suite: the shift.
-        kind: "source", "oracle" or the name of a method.
+        kind: "source", "oracle", "advent" or the name of a method.
         seed: of everything.
         folder: of all cells of this seed.
-        recipe: a `Recipe`, or the `SourceRecipe` of a supervised training; None where the source model was given.
+        recipe: a `Recipe`, an `AdventRecipe`, or the `SourceRecipe` of a supervised training; None where the source
+            model was given.
         made_with: all that the outcome depends on, as plain values.
         measure_every: steps between two points of the method's curve, 0 for none.
     """
@@ -124,6 +127,8 @@ def run_cell(cell: Cell, *, quiet: bool = True) -> list[Row]:
     _write(cell, None)
     if isinstance(cell.recipe, Recipe):
         summary = _adapt(cell, cell.recipe, quiet)
+    elif isinstance(cell.recipe, AdventRecipe):
+        summary = _advent(cell, cell.recipe, quiet)
     elif isinstance(cell.recipe, SourceRecipe):
         summary = _train(cell, cell.recipe, quiet)
     else:
@@ -152,10 +157,9 @@ def _write(cell: Cell, rows: list[Row] | None) -> None:
 def _adapt(cell: Cell, recipe: Recipe, quiet: bool) -> dict[str, Any]:
     if not (cell.run / "recipe.yaml").exists():
         _begin(cell, recipe)
-    target = cell.suite.target()
     result = adapt(
         load_segmenter(cell.folder / "source"),
-        target.images if isinstance(target, Labelled) else target,
+        _target_images(cell.suite),
         out=cell.run,
         recipe=recipe,
         evaluation=cell.suite.test(),
@@ -166,7 +170,30 @@ def _adapt(cell: Cell, recipe: Recipe, quiet: bool) -> dict[str, Any]:
     return result.metrics
 
 
-def _begin(cell: Cell, recipe: Recipe) -> None:
+def _target_images(suite: Suite) -> Images:
+    """All that a method sees of the target."""
+    target = suite.target()
+    return target.images if isinstance(target, Labelled) else target
+
+
+def _advent(cell: Cell, recipe: AdventRecipe, quiet: bool) -> dict[str, Any]:
+    if not (cell.run / "recipe.yaml").exists():
+        _begin(cell, recipe)
+    assert cell.suite.source is not None  # the plan has no such cell without
+    result = train_advent(
+        load_segmenter(cell.folder / "source"),
+        _target_images(cell.suite),
+        cell.suite.source(),
+        replace(recipe, out=str(cell.run)),
+        evaluation=cell.suite.test(),
+        resume=True,
+        quiet=quiet,
+        measure_every=cell.measure_every,
+    )
+    return result.metrics
+
+
+def _begin(cell: Cell, recipe: RunOptions) -> None:
     """Begin with the source model, or after the stages that a finished cell shares with this one."""
     source = cell.folder / "source.json"
     rows, donor = [_read(source)["rows"][-1] | {"seconds": 0.0}], None

@@ -17,7 +17,7 @@ from typing import Any
 
 from das3.checkpoints import write_atomically
 from das3.errors import DataError, RecipeError
-from das3.tables import last_stages
+from das3.tables import BOUNDS, last_stages
 
 __all__ = ["bars", "class_map", "curves", "matplotlib_is_there", "write_plots"]
 
@@ -38,7 +38,11 @@ _STYLE = {
 _BLUE, _ORANGE = "#56B4E9", "#D55E00"
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
-_BOUNDS = ("source", "oracle")
+_BOUND_LINES = (
+    ("source", "source only", ":"),
+    ("advent", "ADVENT (sees source data)", "-."),
+    ("oracle", "oracle", "--"),
+)
 
 
 def matplotlib_is_there() -> bool:
@@ -59,7 +63,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def bars(rows: Iterable[Row]) -> Any:
-    """Final mIoU of each method, mean ± standard deviation over seeds, between source-only and oracle.
+    """Final mIoU of each method, mean ± standard deviation over seeds, between the bounds.
 
     Args:
         rows: as of `das3.benchmark.run_benchmark`; a panel for each suite.
@@ -87,7 +91,7 @@ def bars(rows: Iterable[Row]) -> Any:
 
 
 def _bars_of(axes: Any, suite: str, scores: Mapping[str, Sequence[float]]) -> None:
-    names = sorted((n for n in scores if n not in _BOUNDS), key=lambda name: statistics.fmean(scores[name]))
+    names = sorted((n for n in scores if n not in BOUNDS), key=lambda name: statistics.fmean(scores[name]))
     means = [statistics.fmean(scores[name]) for name in names]
     spreads = [statistics.stdev(scores[name]) if len(scores[name]) > 1 else 0.0 for name in names]
     colors = [_ORANGE if name.startswith("das3") else _BLUE for name in names]
@@ -97,14 +101,14 @@ def _bars_of(axes: Any, suite: str, scores: Mapping[str, Sequence[float]]) -> No
         text.set(size=7, zorder=4, bbox={"fc": "white", "ec": "none", "pad": 0.6})
     _bound_lines(axes.axvline, scores)
     largest = max(mean + spread for mean, spread in zip(means, spreads, strict=True))
-    axes.set_xlim(0, 1.14 * max([largest, *scores.get("oracle", ())]))
+    axes.set_xlim(0, 1.14 * max([largest, *scores.get("oracle", ()), *scores.get("advent", ())]))
     axes.set(title=suite, xlabel="mIoU (%)")
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
 
 
 def _bound_lines(draw: Any, scores: Mapping[str, Sequence[float]]) -> None:
-    for name, label, dash in (("source", "source only", ":"), ("oracle", "oracle", "--")):
+    for name, label, dash in _BOUND_LINES:
         if name in scores:
             draw(statistics.fmean(scores[name]), color="black", ls=dash, lw=1.1, label=label, zorder=3)
 
@@ -180,7 +184,7 @@ def curves(rows: Iterable[Row]) -> Any:
             spread = [statistics.stdev(values) for values in several]
             low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-    _bound_lines(axes.axhline, scores)
+    _bound_lines(axes.axhline, {name: found for name, found in scores.items() if name not in drawn})
     axes.set(xlabel="optimiser steps", ylabel="mIoU (%)", title=str(rows[0]["suite"]))
     axes.set_xlim(left=0)
     axes.grid()
@@ -211,8 +215,8 @@ def _by(rows: Iterable[Row], name: str) -> dict[Any, list[Row]]:
 
 
 def _ordered(groups: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
-    """Source-only first, the oracle last."""
-    return dict(sorted(groups.items(), key=lambda item: {"source": 0, "oracle": 2}.get(item[0], 1)))
+    """Source-only first, the other bounds last."""
+    return dict(sorted(groups.items(), key=lambda item: BOUNDS.get(item[0], 1)))
 
 
 def _scores(rows: Iterable[Row]) -> dict[str, list[float]]:
@@ -235,7 +239,7 @@ def write_plots(rows: Iterable[Row], folder: str | Path, name: str = "plot") -> 
     rows = list(rows)
     written: list[Path] = []
     with _library("matplotlib").rc_context(_STYLE):
-        if _scores(rows).keys() - set(_BOUNDS):
+        if _scores(rows).keys() - set(BOUNDS):
             written += _save(bars(rows), Path(folder), f"{name}-bars")
         by_suite = _by(rows, "suite")
         for suite, chosen in by_suite.items():

@@ -16,6 +16,7 @@ from das3.checkpoints import write_atomically
 from das3.errors import DataError
 
 __all__ = [
+    "BOUNDS",
     "Column",
     "Stat",
     "Table",
@@ -32,7 +33,10 @@ __all__ = [
 Row = Mapping[str, Any]
 
 _NAMES = ("suite", "method", "stage")
-_ORDER = {"source": 0, "oracle": 2}  # the bounds come first and last
+BOUNDS = {"source": 0, "advent": 2, "oracle": 3}
+"""Rows that don't compete, since they do nothing or see what methods must not, and where they stand; methods at 1."""
+
+_MARKED = {("method", "advent"): "advent (sees source data)"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Table:
                 raise DataError(f"two rows of seed {row['seed']} of {', '.join(group)}; take one of them out")
         lines = [self._line(group, found) for group, found in groups.items()]
         suites = list(dict.fromkeys(line.suite for line in lines))
-        self.lines = sorted(lines, key=lambda line: (suites.index(line.suite), _ORDER.get(line.method, 1)))
+        self.lines = sorted(lines, key=lambda line: (suites.index(line.suite), BOUNDS.get(line.method, 1)))
 
     def _line(self, names: tuple[str, ...], rows: Mapping[int, Row]) -> _Line:
         commits = tuple(dict.fromkeys(row["commit"] for row in rows.values() if row.get("commit")))
@@ -115,9 +119,9 @@ class Table:
 
     def _best(self, line: _Line, column: int) -> bool:
         mine = line.stats[column]
-        if not self.columns[column].best or mine is None or line.method in _ORDER:
+        if not self.columns[column].best or mine is None or line.method in BOUNDS:
             return False
-        rivals = [o.stats[column] for o in self.lines if o.suite == line.suite and o.method not in _ORDER]
+        rivals = [o.stats[column] for o in self.lines if o.suite == line.suite and o.method not in BOUNDS]
         return mine.mean == max(stat.mean for stat in rivals if stat is not None)
 
     def _texts(self, plus_minus: str, none: str, bold: str) -> list[list[str]]:
@@ -125,7 +129,8 @@ class Table:
         lines = []
         for line in self.lines:
             seeds = len(line.seeds)
-            cells = [*line.names, f"{seeds - line.failed}/{seeds}" if line.failed else str(seeds)]
+            names = (_MARKED.get(pair, pair[1]) for pair in zip(self.names, line.names, strict=True))
+            cells = [*names, f"{seeds - line.failed}/{seeds}" if line.failed else str(seeds)]
             for place, (column, stat) in enumerate(zip(self.columns, line.stats, strict=True)):
                 cell = none if stat is None else _number(stat, column, plus_minus)
                 cells.append(bold.format(cell) if self._best(line, place) else cell)
@@ -248,7 +253,7 @@ def ablation_table(rows: Iterable[Row], parts: Mapping[str, Sequence[str]]) -> T
     """
     rows = list(rows)
     part_of = {name: part for part, names in parts.items() for name in names}
-    stages = [s for s in dict.fromkeys(str(row["stage"]) for row in rows) if s not in _ORDER]
+    stages = [s for s in dict.fromkeys(str(row["stage"]) for row in rows) if s not in BOUNDS]
     after: dict[tuple[Any, ...], float | None] = {}
     for row in rows:
         after[row["suite"], row["method"], row["seed"], row["stage"]] = row.get("miou")

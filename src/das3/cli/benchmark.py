@@ -25,7 +25,7 @@ das3 benchmark --suite my-data.yaml --out runs/bench/mine --methods all --jobs 2
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
-    methods = ", ".join(dict.fromkeys([*METHODS, *stage_types()]))
+    methods = ", ".join(dict.fromkeys([*METHODS, *stage_types(), "advent"]))
     suites = f"one of: {', '.join(SUITES)}; or a YAML file that describes your data"
     parser.add_argument("--suite", type=str, required=True, help=suites)
     parser.add_argument("--out", type=str, required=True, help="folder of all runs; finished cells in it are kept")
