@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from das3.bench import Bench
@@ -14,6 +16,7 @@ from das3.data.images import open_images
 from das3.engine import LoopOptions, StepState, make_fabric, train
 from das3.errors import RecipeError
 from das3.norms import reestimate
+from das3.pseudo_labels import unpack_negatives
 from das3.segmenter import Segmenter
 from das3.stages import find_stage, stage_types
 from das3.stages.base import StageOptions
@@ -35,13 +38,7 @@ WRONG = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other cost more than tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Item(tuple):
@@ -198,3 +195,40 @@ def test_pixels_of_the_padding_change_no_loss(name, tmp_path):
         torch.manual_seed(0)
         found.append({k: v.item() for k, v in stage.loss(segmenter, images).items()})
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-7)
+
+
+@pytest.fixture(scope="module")
+def labeller(tmp_path_factory):
+    """Stage 2 of a network that sees the first of three classes nearly everywhere; the others are rare."""
+    segmenter = network()
+    with torch.no_grad():
+        segmenter.model[7].bias[0] += 30
+    return prepared("selftrain", tmp_path_factory.mktemp("labeller"), segmenter)[0]
+
+
+def labels_of(stage, probs, **options):
+    """Positive labels and, C×H×W, negative ones."""
+    stage.options = dataclasses.replace(stage.options, **options)
+    arrays = stage._label(probs)
+    return arrays["labels"], unpack_negatives(arrays["negatives"], len(probs))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 1.0]), st.floats(0.01, 1))
+def test_no_pixel_s_own_label_is_ruled_out(labeller, seed, balance, share):
+    logits = np.random.default_rng(seed).normal(0, 3, (3, 4, 5))
+    probs = torch.from_numpy(logits).float().softmax(0)
+    labels, negatives = labels_of(labeller, probs, balance=balance, share=share)
+    for c in range(3):
+        assert not (negatives[c] & (labels == c)).any()
+
+
+def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
+    probs = torch.tensor([0.96, 0.03, 0.01]).view(3, 1, 1).expand(3, 2, 2)
+    labels, negatives = labels_of(labeller, probs, balance=0.0, share=1.0)
+    assert (labels == 0).all()
+    assert negatives[:, 0, 0].tolist() == [False, True, True]
+    labels, negatives = labels_of(labeller, probs, balance=1.0, share=1.0)
+    rare = int(labels[0, 0])
+    assert rare > 0
+    assert probs[rare, 0, 0] < labeller.options.negative_threshold
+    assert negatives[:, 0, 0].tolist() == [False, rare == 2, rare == 1]
