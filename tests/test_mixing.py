@@ -34,6 +34,15 @@ def test_every_map_comes_from_the_same_side(seed):
         assert value.dtype == over[key].dtype
 
 
+def test_the_classes_are_picked_in_the_image_that_is_pasted():
+    over, under = sample(0, 1.0, classes=2), sample(1, 2.0)
+    under["labels"][:] = 5
+    mixed = class_mix(over, under, np.random.default_rng(0))
+    pasted = mixed["image"][0] == 1
+    assert len(set(over["labels"][pasted].tolist())) == 1
+    assert (mixed["labels"][~pasted] == 5).all()
+
+
 def test_unlabelled_pixels_are_never_pasted():
     over, under = sample(0, 1.0), sample(1, 2.0)
     over["labels"][:] = 255
