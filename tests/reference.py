@@ -47,10 +47,15 @@ def diversity(mean):
     return sum(m * np.log(m) for m in mean if m > 0) / np.log(len(mean))
 
 
-def balanced(p, q, strength):
-    """p: C×N probabilities; rare classes of the shares q count for more."""
-    raised = np.array([[p[c, i] / q[c] ** strength for i in range(p.shape[1])] for c in range(p.shape[0])])
-    return np.array([[raised[c, i] / sum(raised[:, i]) for i in range(p.shape[1])] for c in range(p.shape[0])])
+def adjusted(p, layout, balance, place):
+    """p: C×N probabilities; layout: C×N, how often class c is seen where pixel i is."""
+    classes, pixels = p.shape
+    usual = [sum(layout[c]) / pixels for c in range(classes)]
+    raised = np.zeros_like(p)
+    for c in range(classes):
+        for i in range(pixels):
+            raised[c, i] = p[c, i] * (layout[c, i] / usual[c]) ** place / usual[c] ** balance
+    return np.array([[raised[c, i] / sum(raised[:, i]) for i in range(pixels)] for c in range(classes)])
 
 
 def cross_entropy(p, labels, ignore=255):

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 import reference
 from das3.pseudo_labels import (
-    balanced,
+    adjusted,
     class_thresholds,
     negative_labels,
     pack_negatives,
@@ -114,17 +114,38 @@ def test_share_out_of_range(share):
         positive_labels(torch.rand(2, 3, 3), share=share)
 
 
-@given(predictions(), st.floats(0, 1), st.randoms(use_true_random=False))
-def test_balanced_equals_reference_and_permutes_with_the_classes(probs, strength, random):
-    q = np.random.default_rng(random.randrange(100)).dirichlet(np.ones(len(probs))) + 1e-6
-    ours = balanced(probs, torch.from_numpy(q), strength)
-    np.testing.assert_allclose(ours, reference.balanced(probs.flatten(1).numpy(), q, strength).reshape(probs.shape))
-    order = torch.from_numpy(np.random.default_rng(1).permutation(len(probs)))
-    np.testing.assert_allclose(balanced(probs[order], torch.from_numpy(q)[order], strength), ours[order])
+@given(predictions(), st.floats(0, 1), st.floats(0, 2), st.integers(0, 2**16))
+def test_adjusted_equals_reference_and_permutes_with_the_classes(probs, balance, place, seed):
+    rng = np.random.default_rng(seed)
+    layout = torch.from_numpy(rng.dirichlet(np.ones(len(probs)), probs.shape[1:])).permute(2, 0, 1) + 1e-3
+    ours = adjusted(probs.double(), layout, balance=balance, place=place)
+    theirs = reference.adjusted(probs.double().flatten(1).numpy(), layout.flatten(1).numpy(), balance, place)
+    np.testing.assert_allclose(ours, theirs.reshape(probs.shape), rtol=1e-6, atol=1e-12)
+    order = torch.from_numpy(rng.permutation(len(probs)))
+    again = adjusted(probs.double()[order], layout[order], balance=balance, place=place)
+    np.testing.assert_allclose(again, ours[order])
 
 
 def test_balance_finds_the_rare_class_where_the_model_is_in_doubt_alone():
     probs = torch.tensor([[0.99, 0.6], [0.01, 0.4]]).view(2, 1, 2)
-    shares = torch.tensor([0.95, 0.05])
-    assert balanced(probs, shares, 0).argmax(0).tolist() == [[0, 0]]
-    assert balanced(probs, shares, 0.25).argmax(0).tolist() == [[0, 1]]
+    layout = torch.tensor([0.95, 0.05]).view(2, 1, 1)
+    assert adjusted(probs, layout, balance=0, place=0).argmax(0).tolist() == [[0, 0]]
+    assert adjusted(probs, layout, balance=0.25, place=0).argmax(0).tolist() == [[0, 1]]
+
+
+def test_place_moves_doubtful_pixels_to_the_class_that_is_usual_there():
+    """Class 0 is seen above, class 1 below; the model leans to 1 everywhere, surely so in the last column."""
+    probs = torch.tensor([0.45, 0.45, 0.05]).expand(4, 3)
+    probs = torch.stack([probs, 1 - probs])
+    layout = torch.tensor([[0.8, 0.2], [0.2, 0.8]]).view(2, 2, 1)
+    assert adjusted(probs, layout, balance=0, place=1).argmax(0).tolist() == [
+        [0, 0, 1],
+        [0, 0, 1],
+        [1, 1, 1],
+        [1, 1, 1],
+    ]
+
+
+def test_alike_everywhere_means_unchanged():
+    probs = torch.rand(3, 5, 7).softmax(0)
+    torch.testing.assert_close(adjusted(probs, torch.rand(3, 1, 1).expand(3, 8, 8), balance=0, place=1), probs)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from das3.data.samples import Maps, Samples, View
 from das3.label_store import LabelStore
+from das3.refine import refined
 from das3.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["Bench"]
 
 T = TypeVar("T")
+
+_GRID = 8
+_UNPLACED = 8
+_ENOUGH = 500
 
 
 def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -74,6 +80,11 @@ class Bench:
                 groups.append([i])
         return groups
 
+    def some_groups(self) -> list[list[int]]:
+        """Every n-th of `groups`, so that they are about `_ENOUGH` images: for means over many pixels of each."""
+        groups = self.groups()
+        return groups[:: max(1, round(len(self.images) / _ENOUGH))]
+
     def batches(self, groups: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
         """Whole images B×3×H×W float32 in [0, 1] on the device, a batch per group; all groups when None."""
         for group in groups if groups is not None else self.groups():
@@ -84,8 +95,16 @@ class Bench:
         return batch.permute(0, 3, 1, 2).float().div_(255)
 
     @torch.no_grad()
-    def label_all(self, name: str, label: Callable[[Tensor], dict[str, Tensor]], *, flip: bool = False) -> LabelStore:
-        """Run the model over every target image in evaluation mode and store what `label` makes of its prediction.
+    def label_all(
+        self,
+        name: str,
+        label: Callable[[Tensor], dict[str, Tensor]],
+        *,
+        groups: Sequence[Sequence[int]] | None = None,
+        flip: bool = False,
+        refine: bool = False,
+    ) -> LabelStore:
+        """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
 
         Memory is constant: one batch of predictions is held at a time. What a killed run had stored is not made again;
         several processes share the work.
@@ -93,28 +112,45 @@ class Bench:
         Args:
             name: of the folder the labels are kept in.
             label: probabilities C×H×W float32 of one image → small arrays to store.
+            groups: of images to label, from `groups`; all when None.
             flip: average the prediction with the mirrored image's.
+            refine: by the image's colours and edges, see `das3.refine`.
         """
         store = LabelStore(self.folder / name, self.images.names)
         world, rank = self.fabric.world_size, self.fabric.global_rank
         # Whole groups are made anew, not single images: a batch of another size would round differently.
-        missing = [g for g in self.groups()[rank::world] if not all(store.has(i) for i in g)]
+        chosen = self.groups() if groups is None else groups
+        missing = [g for g in chosen[rank::world] if not all(store.has(i) for i in g)]
         was_training = self.segmenter.training
         self.segmenter.eval()
         batches = zip(missing, self.batches(missing), strict=True)
         for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-            for i, probs in zip(group, self.predict(batch, flip=flip), strict=True):
+            for i, image, predicted in zip(group, batch, self.predict(batch, flip=flip), strict=True):
+                probs = refined(predicted, image) if refine else predicted
                 store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
         self.segmenter.train(was_training)
         self.fabric.barrier()
         return store
 
-    def class_shares(self) -> Tensor:
-        """The model's mean prediction over all target images: C values > 0 with sum 1, on the device."""
-        store = self.label_all("shares", lambda probs: {"mean": probs.mean(dim=(1, 2))})
-        mean = np.mean([store[i]["mean"] for i in range(len(store))], axis=0, dtype=np.float64)
-        shares = torch.tensor(mean, dtype=torch.float32, device=self.fabric.device).clamp(min=1e-6)
-        return shares / shares.sum()
+    def layout(self) -> Tensor:
+        """Where the model sees which class: its mean prediction in each cell of a grid, over `some_groups` of images.
+
+        Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along.
+
+        Returns:
+            C×8×8 shares > 0 on the device, of sum 1 in each cell.
+        """
+
+        def cells(probs: Tensor) -> dict[str, Tensor]:
+            return {"cells": F.adaptive_avg_pool2d(probs, _GRID)}
+
+        groups = self.some_groups()
+        store = self.label_all("layout", cells, groups=groups)
+        found = [store[i]["cells"] for group in groups for i in group]
+        mean = np.mean(found, axis=0, dtype=np.float64)
+        mean += _UNPLACED / len(found) * mean.mean(axis=(1, 2), keepdims=True)
+        layout = torch.tensor(mean, dtype=torch.float32, device=self.fabric.device).clamp(min=1e-6)
+        return layout / layout.sum(dim=0)
 
     def predict(self, batch: Tensor, *, flip: bool = False) -> Tensor:
         """Probabilities B×C×H×W float32 of a batch of images."""

@@ -253,7 +253,7 @@ def stage_cost(
         try:
             began = time.perf_counter()
             if stage.options.norm != "frozen":
-                reestimate(segmenter, bench.batches())
+                reestimate(segmenter, bench.batches(bench.some_groups()))
             samples = stage.prepare(bench)
             prepared = time.perf_counter() - began
             with nullcontext() if measured else saved.watching(segmenter, stage):

@@ -17,10 +17,16 @@ from das3.stages import stage_types
 __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe", "variants"]
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "atp": {"stages": ["atp-align", "atp-selftrain", "propagate"], "propagate": {"balance": 0.0}},
+    "atp": {
+        "stages": ["atp-align", "atp-selftrain", "propagate"],
+        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0},
+    },
     "das3": {},
 }
 """Fields of the recipe of methods that are more than one stage with its defaults."""
+
+PRESETS = ("das3-paper", "das3-plus")
+"""Recipes that come with das3 and are methods as well."""
 
 ABLATION: Mapping[str, Sequence[str]] = {
     "stages": (
@@ -38,18 +44,25 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "align.alpha=0.3",
         "align.alpha=3",
         "align.diversity=0",
+        "align.diversity=1",
+        "align.steps=150",
         "align.prior=uniform",
         "align.balance=0",
         "align.detach_focus=false",
     ),
     "selftrain": (
         "selftrain.negative=0",  # positive labels alone
+        "selftrain.positive=0",  # negative labels alone
         "selftrain.share=0.1",
         "selftrain.share=0.5",
         "selftrain.share=1",
         "selftrain.negative_threshold=0.01",
         "selftrain.negative_threshold=0.1",
         "selftrain.balance=0",
+        "selftrain.layout=0",
+        "selftrain.refine=true",
+        "selftrain.color=0.5",
+        "selftrain.scale=[0.5, 2.0]",
     ),
     "propagate": (
         "propagate.mix=false",
@@ -57,6 +70,8 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.easy_share=0.5",
         "propagate.easy_share=1",
         "propagate.balance=0",
+        "propagate.layout=0",
+        "propagate.refine=true",
     ),
     "all": ("average=0",),
 }
@@ -64,9 +79,9 @@ ABLATION: Mapping[str, Sequence[str]] = {
 
 
 def all_methods() -> list[str]:
-    """Every method: the stages that are methods of their own, then `METHODS`."""
+    """Every method: the stages that are methods of their own, then `METHODS` and `PRESETS`."""
     parts = {*Recipe().stages, *(stage for given in METHODS.values() for stage in given.get("stages", ()))}
-    return [*(stage for stage in stage_types() if stage not in parts), *METHODS]
+    return [*(stage for stage in stage_types() if stage not in parts), *METHODS, *PRESETS]
 
 
 def variants() -> list[str]:

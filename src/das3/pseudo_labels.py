@@ -7,31 +7,40 @@ the data set has to be held in memory.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["balanced", "class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
+__all__ = ["adjusted", "class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
 
 
-def balanced(probs: Tensor, shares: Tensor, strength: float) -> Tensor:
-    """Probabilities in which rare classes count for more: p_c / q_c^strength, scaled to sum 1.
+def adjusted(probs: Tensor, layout: Tensor, *, balance: float, place: float) -> Tensor:
+    """Probabilities adjusted to how often a class is seen, and where: p_c (π_c(x) / π_c)^place / π_c^balance.
 
     The largest p_c marks few pixels of a rare class wherever a model is in doubt, and training on such labels makes it
-    rarer with every round.
+    rarer with every round: `balance` counts rare classes for more. A model in doubt also sees sky below and road above,
+    which its predictions for all images together show to be unlikely: `place` counts a class for more where it is
+    usual. Where every place is alike, as in textures, that changes nothing.
 
     Args:
         probs: C×H×W probabilities of one image.
-        shares: C values q > 0, the model's mean prediction over the data set.
-        strength: in [0, 1]; 0 changes nothing.
+        layout: C×h×w shares > 0, the model's mean prediction by place, see `das3.bench.Bench.layout`; π_c(x) is
+            interpolated, π_c is its mean.
+        balance: in [0, 1]; 0 leaves rare classes as they are.
+        place: at least 0; 0 leaves places out of account, 1 is Bayes' rule.
 
     Returns:
-        C×H×W.
+        C×H×W of sum 1 per pixel.
 
-    Source: logit adjustment (Menon et al., ICLR 2021); class-balanced self-training (Zou et al., ECCV 2018) divides by
-    its thresholds instead.
+    Source: logit adjustment (Menon et al., ICLR 2021) and the adjustment of posteriors to new priors (Saerens et al.,
+    Neural Computation 2002), here with a prior per place; class-balanced self-training (Zou et al., ECCV 2018) takes
+    its spatial priors from the source's labels, which we do not have.
     """
-    if not strength:
+    if not (balance or place):
         return probs
-    probs = probs / shares.view(-1, 1, 1) ** strength
+    usual = layout.mean(dim=(1, 2), keepdim=True)
+    factor = (layout / usual) ** place
+    factor = F.interpolate(factor[None], size=probs.shape[-2:], mode="bilinear", align_corners=False)[0]
+    probs = probs * factor / usual**balance
     return probs / probs.sum(dim=0)
 
 

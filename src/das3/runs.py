@@ -253,7 +253,7 @@ def run_phases(
         )
         stage = phase.make()
         if stage.options.norm != "frozen":
-            reestimate(segmenter, bench.batches())
+            reestimate(segmenter, bench.batches(bench.some_groups()))
         samples = stage.prepare(bench)
         outcome.pseudo_labels = stage.pseudo_labels or outcome.pseudo_labels
         start = None

@@ -20,6 +20,7 @@ __all__ = ["AtpAlign", "AtpSelfTrain"]
 class AtpAlignOptions(AlignOptions):
     """Options of stage 1 as released."""
 
+    steps: int = 150
     alpha: float = 1e-3
     detach_focus: bool = False
     diversity: float = 1e-4
@@ -37,9 +38,11 @@ class AtpAlign(Align):
 class AtpSelfTrainOptions(SelfTrainOptions):
     """Options of stage 2 as released."""
 
+    steps: int = 200
     negative_threshold: float = 0.04
     negative_form: Literal["separate", "pooled"] = "pooled"
     balance: float = 0.0
+    layout: float = 0.0
 
 
 class AtpSelfTrain(SelfTrain):

@@ -37,12 +37,12 @@ class AlignOptions(StageOptions):
             predicts rare classes too rarely.
     """
 
-    steps: int = 150
+    steps: int = 60
     lr: float = 5e-5
     alpha: float = 1.0
     gamma: float = 5.0
     detach_focus: bool = True
-    diversity: float = 1.0
+    diversity: float = 0.5
     a: float = 3.0
     memory: float = 0.0
     prior: Literal["uniform", "model"] = "model"
@@ -78,7 +78,7 @@ class Align(Stage[AlignOptions]):
         self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
         self.prior = None
         if self.options.prior == "model":
-            shares = bench.class_shares() ** (1 - self.options.balance)
+            shares = bench.layout().mean(dim=(1, 2)) ** (1 - self.options.balance)
             self.prior = shares / shares.sum()
         return bench.samples(self.options)
 

@@ -14,7 +14,7 @@ from das3.data.samples import Sample, Samples
 from das3.entropy import entropy_of_probs
 from das3.losses import positive_loss
 from das3.mixing import class_mix
-from das3.pseudo_labels import balanced
+from das3.pseudo_labels import adjusted
 from das3.stages.base import Stage, StageOptions
 
 __all__ = ["Propagate", "split_by_entropy"]
@@ -28,23 +28,33 @@ class PropagateOptions(StageOptions):
         easy_share: share of the images, those of lowest mean entropy, that count as easy.
         mix: class-mix hard images in pairs; without, they are shown as they are.
         balance: in [0, 1]; how much rarer classes count for more in the teacher's labels, see
-            `das3.pseudo_labels.balanced`; 0 is the paper's plain argmax.
+            `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
+        layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         flip: label with the mean prediction of the image and its mirror image.
+        refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
 
+    steps: int = 240
     lr: float = 3e-4
     color: float = 0.3
     blur: float = 0.3
     easy_share: float = 0.3
     mix: bool = True
     balance: float = 0.25
+    layout: float = 0.5
     flip: bool = False
+    refine: bool = False
     rounds: int = 1
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
-        return {"easy_share": 0 <= self.easy_share <= 1, "balance": 0 <= self.balance <= 1, "rounds": self.rounds >= 1}
+        return {
+            "easy_share": 0 <= self.easy_share <= 1,
+            "balance": 0 <= self.balance <= 1,
+            "layout": self.layout >= 0,
+            "rounds": self.rounds >= 1,
+        }
 
 
 def split_by_entropy(entropies: Sequence[float], easy_share: float) -> tuple[list[int], list[int]]:
@@ -72,15 +82,18 @@ class Propagate(Stage[PropagateOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
-        self.shares = bench.class_shares() if self.options.balance else torch.ones(())
-        store = self.pseudo_labels = bench.label_all("teacher", self._teach, flip=self.options.flip)
+        self.layout = bench.layout()
+        store = self.pseudo_labels = bench.label_all(
+            "teacher", self._teach, flip=self.options.flip, refine=self.options.refine
+        )
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
         plain = bench.samples(self.options, maps=store.maps("labels"))
         return EasyAndHard(plain, easy, hard, mix=self.options.mix)
 
     def _teach(self, probs: Tensor) -> dict[str, Tensor]:
-        labels = balanced(probs, self.shares, self.options.balance).argmax(dim=0).to(torch.uint8)
+        likely = adjusted(probs, self.layout, balance=self.options.balance, place=self.options.layout)
+        labels = likely.argmax(dim=0).to(torch.uint8)
         return {"labels": labels, "entropy": entropy_of_probs(probs[None]).mean()}
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:

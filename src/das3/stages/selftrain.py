@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import negative_loss, positive_loss
-from das3.pseudo_labels import balanced, negative_labels, pack_negatives, positive_labels, unpack_negatives
+from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage, StageOptions
 
 __all__ = ["SelfTrain"]
@@ -24,25 +24,32 @@ class SelfTrainOptions(StageOptions):
     Attributes:
         share: K, the share of each class's pixels in each image that get a positive label.
         negative_threshold: a class below this probability is ruled out for the pixel.
+        positive: weight of the positive loss.
         negative: λ_neg, weight of the negative loss.
         negative_form: "separate" sums −log(1 − p) over the ruled-out classes, "pooled" takes −log(1 − Σ p).
         negative_where: "all" pixels, or those "unlabelled" by a positive label.
         balance: in [0, 1]; how much rarer classes count for more where positive labels are made, see
-            `das3.pseudo_labels.balanced`; 0 is the paper's plain argmax.
+            `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
+        layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         flip: label with the mean prediction of the image and its mirror image.
+        refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         rounds: how often the labels are made anew and the stage is run.
     """
 
+    steps: int = 250
     lr: float = 3e-4
     color: float = 0.3
     blur: float = 0.3
     share: float = 0.3
     negative_threshold: float = 0.05
+    positive: float = 1.0
     negative: float = 1.0
     negative_form: Literal["separate", "pooled"] = "separate"
     negative_where: Literal["all", "unlabelled"] = "all"
     balance: float = 0.25
+    layout: float = 1.0
     flip: bool = False
+    refine: bool = False
     rounds: int = 1
 
     def checks(self) -> dict[str, bool]:
@@ -50,10 +57,12 @@ class SelfTrainOptions(StageOptions):
         return {
             "share": 0 < self.share <= 1,
             "negative_threshold": 0 < self.negative_threshold < 1,
+            "positive": self.positive >= 0,
             "negative": self.negative >= 0,
             "negative_form": self.negative_form in ("separate", "pooled"),
             "negative_where": self.negative_where in ("all", "unlabelled"),
             "balance": 0 <= self.balance <= 1,
+            "layout": self.layout >= 0,
             "rounds": self.rounds >= 1,
         }
 
@@ -67,13 +76,16 @@ class SelfTrain(Stage[SelfTrainOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """Label every image in both directions, once, in evaluation mode."""
         self.num_classes = bench.segmenter.num_classes
-        self.shares = bench.class_shares() if self.options.balance else torch.ones(())
-        store = self.pseudo_labels = bench.label_all("labels", self._label, flip=self.options.flip)
+        self.layout = bench.layout()
+        store = self.pseudo_labels = bench.label_all(
+            "labels", self._label, flip=self.options.flip, refine=self.options.refine
+        )
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _label(self, probs: Tensor) -> dict[str, Tensor]:
         options = self.options
-        positives = positive_labels(balanced(probs, self.shares, options.balance), share=options.share)
+        likely = adjusted(probs, self.layout, balance=options.balance, place=options.layout)
+        positives = positive_labels(likely, share=options.share)
         negatives = negative_labels(probs, threshold=options.negative_threshold)
         # A rare class may have won where it is below the threshold; a pixel's own label is never ruled out.
         negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives
@@ -87,7 +99,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
             where = where & (batch["labels"] == 255)
         negatives = unpack_negatives(batch["negatives"], self.num_classes)
         return {
-            "positive": positive_loss(logits, batch["labels"]),
+            "positive": self.options.positive * positive_loss(logits, batch["labels"]),
             "negative": self.options.negative
             * negative_loss(logits, negatives, valid=where, form=self.options.negative_form),
         }
