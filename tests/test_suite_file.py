@@ -13,9 +13,11 @@ from PIL import Image
 from benches import bench, write_suite
 from das3 import benchmark
 from das3.errors import DataError, RecipeError
-from das3.methods import find_methods
+from das3.methods import find_methods, method_recipe
 from das3.models import load_segmenter
+from das3.recipe import load_recipe, recipe_from
 from das3.suite_file import find_suite, load_suite
+from das3.suites import SUITES
 from data import trees
 
 README = Path(__file__).parents[1] / "benchmarks" / "README.md"
@@ -90,3 +92,12 @@ def test_a_source_model_that_was_given(grid, tmp_path):
     file = write_suite(tmp_path / "own", source=None, source_model="model.safetensors")
     shutil.copy(out / "0/source/model/model.safetensors", file.parent)
     assert bench(file, tmp_path / "weights", ["bn"])[0]["miou"] == rows[0]["miou"]
+
+
+@pytest.mark.parametrize("name", ["streets", "camvid-dusk", "camvid-idd"])
+def test_the_committed_recipes_are_what_the_bench_runs(name, tmp_path):
+    """Real images are not needed to know the suite's options."""
+    (tmp_path / "camvid").mkdir()
+    suite = SUITES[name](tmp_path)
+    file = README.parent / "recipes" / f"{name}.yaml"
+    assert recipe_from(load_recipe(str(file))) == method_recipe({}, suite.options, suite.steps)
