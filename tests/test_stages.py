@@ -34,7 +34,7 @@ WRONG = {
     **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
     **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
-    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "balance": 2.0},
+    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
 }
 
 
@@ -78,12 +78,16 @@ def network(channels=3, pointwise=False):
     return Segmenter(nn.Sequential(*first, *second, last), example_size=(16, 16))
 
 
-def prepared(name, folder, segmenter, steps=4, size=(32, 40)):
-    """The stage, as it is after `prepare`, and its samples."""
-    options = find_stage(name).Options()
-    options = dataclasses.replace(options, lr=1e-2, steps=steps if options.steps else 0)
+def bench_of(folder, segmenter, size=(32, 40)):
     images, fabric = open_images(Sealed(size)), make_fabric("cpu", "32")
-    bench = Bench(fabric, segmenter, images, folder, SEED, (32, 32), LOOP.batch_size)
+    return Bench(fabric, segmenter, images, folder, SEED, (32, 32), LOOP.batch_size)
+
+
+def prepared(name, folder, segmenter, steps=4, size=(32, 40), **given):
+    """The stage, as it is after `prepare`, and its samples."""
+    options = find_stage(name).Options(**given)
+    options = dataclasses.replace(options, lr=1e-2, steps=steps if options.steps else 0)
+    bench = bench_of(folder, segmenter, size)
     stage = find_stage(name)(options)
     if options.norm != "frozen":
         reestimate(segmenter, bench.batches())
@@ -220,6 +224,54 @@ def test_no_pixel_s_own_label_is_ruled_out(labeller, seed, balance, share):
     labels, negatives = labels_of(labeller, probs, balance=balance, share=share)
     for c in range(3):
         assert not (negatives[c] & (labels == c)).any()
+
+
+@pytest.mark.parametrize(("stage", "labels"), [("selftrain", "_label"), ("propagate", "_teach")])
+def test_labels_follow_balance_and_layout(stage, labels, tmp_path):
+    """Class 0 is usual above, class 1 below, class 2 is rare; every pixel leans to class 0 a little."""
+    made = prepared(stage, tmp_path, network())[0]
+    made.layout = torch.tensor([[0.66, 0.32], [0.32, 0.66], [0.02, 0.02]]).view(3, 2, 1)
+    probs = torch.tensor([0.4, 0.35, 0.25]).view(3, 1, 1).expand(3, 4, 2)
+    found = {}
+    for balance, layout in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
+        more = {"share": 1.0} if stage == "selftrain" else {}
+        made.options = dataclasses.replace(made.options, balance=balance, layout=layout, **more)
+        found[balance, layout] = getattr(made, labels)(probs)["labels"][:, 0].tolist()
+    assert found == {(0.0, 0.0): [0, 0, 0, 0], (0.0, 1.0): [0, 0, 1, 1], (1.0, 0.0): [2, 2, 2, 2]}
+
+
+@pytest.mark.parametrize("stage", ["selftrain", "propagate"])
+def test_refine_labels_by_refined_predictions(stage, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(probs, image):
+        seen.append((probs.shape[1:], image.shape))
+        return probs.roll(1, 0)
+
+    monkeypatch.setattr("das3.bench.refined", spy)
+    plain = prepared(stage, tmp_path / "plain", network(), balance=0.0, layout=0.0)[0].pseudo_labels
+    assert not seen
+    moved = prepared(stage, tmp_path / "refined", network(), balance=0.0, layout=0.0, refine=True)[0].pseudo_labels
+    assert len(seen) == len(plain)
+    assert all(image == (3, *shape) for shape, image in seen)
+    for i in range(len(plain)):
+        before, after = plain[i]["labels"], moved[i]["labels"]
+        known = before != 255
+        assert ((before[known] + 1) % 3 == after[known]).all()
+
+
+def test_the_layout_is_the_mean_prediction_by_place(tmp_path):
+    """The first class is seen above, the second below; as many as eight images are alike everywhere."""
+    bench = bench_of(tmp_path, network())
+    upper = torch.zeros(3, 16, 16)
+    upper[0, :8], upper[1, 8:] = 1.0, 1.0
+    bench.predict = lambda batch, flip=False: upper.expand(len(batch), 3, 16, 16)
+    layout = bench.layout()
+    count = len(bench.images)
+    assert layout.shape == (3, 8, 8)
+    torch.testing.assert_close(layout.sum(0), torch.ones(8, 8))
+    torch.testing.assert_close(layout[0, 0, 0], torch.tensor((count + 8 * 0.5) / (count + 8)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(layout[0, 7, 7], torch.tensor(8 * 0.5 / (count + 8)), atol=1e-4, rtol=0)
 
 
 def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
