@@ -134,7 +134,7 @@ class DryRun:
             lines.append(f"{'each evaluation':<16}{_duration(self.evaluation_seconds):>38}")
         lines += ["", f"in all about {_duration(self.seconds)}, {_size(self.memory)} ({kind})"]
         if kind == "computed":
-            lines.append("without the convolutions' workspaces and what the device itself needs: allow 1 to 2 GiB more")
+            lines.append("a device needs its convolutions' workspaces and its runtime besides")
         if self.shrink < 1:
             lines.append(
                 f"this device is slow: seen at {self.shrink:.2f} of the sides, and scaled by the number of pixels"

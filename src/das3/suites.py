@@ -60,7 +60,7 @@ class _Folder:
         return open_labelled(self.root / "images", self.root / "labels", self.classes, class_map=self.class_map)
 
 
-# bf16 doubles the speed of a CPU that has it, which pays for the larger images and network.
+# bf16 is faster on CPUs that have it, which pays for the larger images and network.
 _REAL: dict[str, Any] = {
     "size": 240,
     "model_args": {"width": 32},
