@@ -35,6 +35,7 @@ WRONG = {
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
     **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
     **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
+    **{"smoothing": 1.0},
 }
 
 
@@ -258,6 +259,24 @@ def test_refine_labels_by_refined_predictions(stage, tmp_path, monkeypatch):
         before, after = plain[i]["labels"], moved[i]["labels"]
         known = before != 255
         assert ((before[known] + 1) % 3 == after[known]).all()
+
+
+@pytest.mark.parametrize("stage", ["selftrain", "propagate"])
+def test_smoothing_draws_labelled_pixels_to_equal_shares(stage, tmp_path):
+    segmenter = network().eval()
+    made, samples = prepared(stage, tmp_path, segmenter)
+    batch = torch.utils.data.default_collate([samples[n] for n in range(2)])
+    found = []
+    with torch.no_grad():
+        for smoothing in (0.0, 0.5):
+            made.options = dataclasses.replace(made.options, smoothing=smoothing)
+            losses = made.loss(segmenter, batch)
+            found.append(sum(loss.item() for name, loss in losses.items() if name != "negative"))
+        spread = -segmenter(batch["image"]).log_softmax(1).mean(1)
+    labelled = batch["labels"] != 255
+    parts = [...] if stage == "selftrain" else [0, 1]  # stage 3 takes the mean of the easy and of the hard half
+    expected = sum(spread[part][labelled[part]].mean().item() for part in parts)
+    assert found[1] == pytest.approx(0.5 * found[0] + 0.5 * expected, rel=1e-5)
 
 
 def test_the_layout_is_the_mean_prediction_by_place(tmp_path):

@@ -82,21 +82,24 @@ def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
     return loss / math.log(mean.numel())
 
 
-def positive_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def positive_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, ignore_index: int = 255) -> Tensor:
     """Cross-entropy on the pixels that have a positive pseudo label.
 
     Args:
         logits: B×C×H×W.
         labels: B×H×W integer class ids, `ignore_index` where there is none.
+        smoothing: ε in [0, 1), the share of each label that all classes are given equally.
         ignore_index: id that does not count.
 
     Returns:
         Scalar ≥ 0, the mean over labelled pixels; 0 where there are none.
 
-    Source: DAS3, L_pos.
+    Source: DAS3, L_pos; smoothing is ours, and but for a scale the regulariser MRKLD of CRST (Zou et al., ICCV 2019).
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(
+        logits, labels.long(), ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
+    )
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 

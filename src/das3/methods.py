@@ -61,6 +61,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "selftrain.balance=0",
         "selftrain.layout=0",
         "selftrain.refine=true",
+        "selftrain.smoothing=0.1",
         "selftrain.color=0.5",
         "selftrain.scale=[0.5, 2.0]",
     ),
@@ -72,6 +73,8 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.balance=0",
         "propagate.layout=0",
         "propagate.refine=true",
+        "propagate.smoothing=0.1",
+        "propagate.color=0.1",
     ),
     "all": ("average=0",),
 }

@@ -27,6 +27,7 @@ class PropagateOptions(StageOptions):
     Attributes:
         easy_share: share of the images, those of lowest mean entropy, that count as easy.
         mix: class-mix hard images in pairs; without, they are shown as they are.
+        smoothing: share of the teacher's label that all classes are given equally, in [0, 1).
         balance: in [0, 1]; how much rarer classes count for more in the teacher's labels, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
@@ -41,6 +42,7 @@ class PropagateOptions(StageOptions):
     blur: float = 0.3
     easy_share: float = 0.3
     mix: bool = True
+    smoothing: float = 0.0
     balance: float = 0.25
     layout: float = 0.5
     flip: bool = False
@@ -51,6 +53,7 @@ class PropagateOptions(StageOptions):
         """Ranges of this stage's own options."""
         return {
             "easy_share": 0 <= self.easy_share <= 1,
+            "smoothing": 0 <= self.smoothing < 1,
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
             "rounds": self.rounds >= 1,
@@ -102,7 +105,8 @@ class Propagate(Stage[PropagateOptions]):
         losses = {}
         for name, chosen in (("easy", ~hard), ("hard", hard)):
             if chosen.any():
-                losses[name] = positive_loss(logits[chosen], batch["labels"][chosen])
+                labels = batch["labels"][chosen]
+                losses[name] = positive_loss(logits[chosen], labels, smoothing=self.options.smoothing)
         return losses
 
 

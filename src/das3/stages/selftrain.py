@@ -25,6 +25,7 @@ class SelfTrainOptions(StageOptions):
         share: K, the share of each class's pixels in each image that get a positive label.
         negative_threshold: a class below this probability is ruled out for the pixel.
         positive: weight of the positive loss.
+        smoothing: share of a positive label that all classes are given equally, in [0, 1).
         negative: λ_neg, weight of the negative loss.
         negative_form: "separate" sums −log(1 − p) over the ruled-out classes, "pooled" takes −log(1 − Σ p).
         negative_where: "all" pixels, or those "unlabelled" by a positive label.
@@ -43,6 +44,7 @@ class SelfTrainOptions(StageOptions):
     share: float = 0.3
     negative_threshold: float = 0.05
     positive: float = 1.0
+    smoothing: float = 0.0
     negative: float = 1.0
     negative_form: Literal["separate", "pooled"] = "separate"
     negative_where: Literal["all", "unlabelled"] = "all"
@@ -58,6 +60,7 @@ class SelfTrainOptions(StageOptions):
             "share": 0 < self.share <= 1,
             "negative_threshold": 0 < self.negative_threshold < 1,
             "positive": self.positive >= 0,
+            "smoothing": 0 <= self.smoothing < 1,
             "negative": self.negative >= 0,
             "negative_form": self.negative_form in ("separate", "pooled"),
             "negative_where": self.negative_where in ("all", "unlabelled"),
@@ -94,12 +97,13 @@ class SelfTrain(Stage[SelfTrainOptions]):
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy on the positive labels, −log(1 − p) on the negative ones."""
         logits = segmenter(batch["image"])
+        positive = positive_loss(logits, batch["labels"], smoothing=self.options.smoothing)
         where = batch["valid"]
         if self.options.negative_where == "unlabelled":
             where = where & (batch["labels"] == 255)
         negatives = unpack_negatives(batch["negatives"], self.num_classes)
         return {
-            "positive": self.options.positive * positive_loss(logits, batch["labels"]),
+            "positive": self.options.positive * positive,
             "negative": self.options.negative
             * negative_loss(logits, negatives, valid=where, form=self.options.negative_form),
         }
