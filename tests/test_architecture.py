@@ -25,7 +25,7 @@ LAYERS = [
     ["progress"],
     ["methods"],
     ["recipe"],
-    ["stages", "rivals"],
+    ["stages", "rivals", "thresholds"],
     ["engine", "bench"],
     ["evaluate", "plots"],
     ["tables"],

@@ -10,9 +10,9 @@ from das3.errors import ModelError
 from das3.rivals.features import features_and_logits
 from das3.rivals.mean_teacher import mix_batch, sure_labels
 from das3.rivals.shot import NearestCentroid
-from das3.rivals.thresholds import confidence_histogram, label_above, normalized_labels, thresholds_of
 from das3.segmenter import Segmenter
 from das3.stages import find_stage
+from das3.thresholds import confidence_histogram, label_above, normalized_labels, thresholds_of
 from reference import B, C, H, W, close, pixels
 from worlds import bench, pointwise
 

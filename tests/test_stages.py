@@ -35,7 +35,7 @@ WRONG = {
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
     **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
     **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
-    **{"smoothing": 1.0},
+    **{"smoothing": 1.0, "thresholds": "none"},
 }
 
 
@@ -259,6 +259,20 @@ def test_refine_labels_by_refined_predictions(stage, tmp_path, monkeypatch):
         before, after = plain[i]["labels"], moved[i]["labels"]
         known = before != 255
         assert ((before[known] + 1) % 3 == after[known]).all()
+
+
+def test_thresholds_over_all_images_let_a_class_win_that_exceeds_its_own_most(tmp_path):
+    stage, _ = prepared("selftrain", tmp_path, network(), thresholds="data", share=0.5, balance=0.0, layout=0.0)
+    assert stage.thresholds.shape == (3,)
+    factors = torch.tensor([[1.1, 0.9], [1.2, 0.8], [0.1, 0.7]])
+    probs = stage.thresholds[:, None] * factors
+    assert stage._label(probs[:, :, None])["labels"].flatten().tolist() == [1, 255]
+    # Half of the pixels that the data set shows of a class reach its threshold, though not half of every image's.
+    store = stage.pseudo_labels
+    labels = np.stack([store[i]["labels"] for i in range(len(store))])
+    assert (labels != 255).mean() >= 0.5
+    shares = [(one != 255).mean() for one in labels]
+    assert max(shares) > min(shares)
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])

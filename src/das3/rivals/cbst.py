@@ -11,7 +11,7 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import masked_mean, positive_loss
 from das3.rivals.pseudo_label import SelfTraining, SelfTrainingOptions
-from das3.rivals.thresholds import data_set_thresholds, normalized_labels
+from das3.thresholds import data_set_thresholds, normalized_labels
 
 __all__ = ["Cbst", "CbstOptions", "ClassBalanced", "Crst", "confidence_regularizer"]
 

@@ -12,7 +12,7 @@ from das3.data.samples import Sample, Samples
 from das3.losses import focal_entropy_loss, negative_loss, positive_loss
 from das3.rivals.cbst import CbstOptions
 from das3.rivals.pseudo_label import SelfTraining
-from das3.rivals.thresholds import data_set_thresholds, label_above
+from das3.thresholds import data_set_thresholds, label_above
 
 __all__ = ["Ld", "complementary_labels"]
 

@@ -13,6 +13,7 @@ from das3.data.samples import Sample, Samples
 from das3.losses import negative_loss, positive_loss
 from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage, StageOptions
+from das3.thresholds import data_set_thresholds, normalized_labels
 
 __all__ = ["SelfTrain"]
 
@@ -22,7 +23,10 @@ class SelfTrainOptions(StageOptions):
     """Options of stage 2.
 
     Attributes:
-        share: K, the share of each class's pixels in each image that get a positive label.
+        share: K, the share of each class's pixels that get a positive label.
+        thresholds: "image" keeps that share in each image, as the paper does; "data" keeps it over all images, and a
+            pixel is of the class that exceeds its threshold most, as in class-balanced self-training (CBST); they are
+            thresholds of the predictions before refining.
         negative_threshold: a class below this probability is ruled out for the pixel.
         positive: weight of the positive loss.
         smoothing: share of a positive label that all classes are given equally, in [0, 1).
@@ -42,6 +46,7 @@ class SelfTrainOptions(StageOptions):
     color: float = 0.3
     blur: float = 0.3
     share: float = 0.3
+    thresholds: Literal["image", "data"] = "image"
     negative_threshold: float = 0.05
     positive: float = 1.0
     smoothing: float = 0.0
@@ -58,6 +63,7 @@ class SelfTrainOptions(StageOptions):
         """Ranges of this stage's own options."""
         return {
             "share": 0 < self.share <= 1,
+            "thresholds": self.thresholds in ("image", "data"),
             "negative_threshold": 0 < self.negative_threshold < 1,
             "positive": self.positive >= 0,
             "smoothing": 0 <= self.smoothing < 1,
@@ -78,17 +84,23 @@ class SelfTrain(Stage[SelfTrainOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Label every image in both directions, once, in evaluation mode."""
+        options = self.options
         self.num_classes = bench.segmenter.num_classes
         self.layout = bench.layout()
-        store = self.pseudo_labels = bench.label_all(
-            "labels", self._label, flip=self.options.flip, refine=self.options.refine
-        )
+        if options.thresholds == "data":
+            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely)
+        store = self.pseudo_labels = bench.label_all("labels", self._label, flip=options.flip, refine=options.refine)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
+    def _likely(self, probs: Tensor) -> Tensor:
+        return adjusted(probs, self.layout, balance=self.options.balance, place=self.options.layout)
+
     def _label(self, probs: Tensor) -> dict[str, Tensor]:
-        options = self.options
-        likely = adjusted(probs, self.layout, balance=options.balance, place=options.layout)
-        positives = positive_labels(likely, share=options.share)
+        options, likely = self.options, self._likely(probs)
+        if options.thresholds == "data":
+            positives = normalized_labels(likely, self.thresholds)
+        else:
+            positives = positive_labels(likely, share=options.share)
         negatives = negative_labels(probs, threshold=options.negative_threshold)
         # A rare class may have won where it is below the threshold; a pixel's own label is never ruled out.
         negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives

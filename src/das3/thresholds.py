@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -45,9 +47,21 @@ def thresholds_of(histogram: Tensor, share: float) -> Tensor:
     return torch.where(histogram.sum(1) > 0, thresholds, 1.0).float()
 
 
-def data_set_thresholds(bench: Bench, share: float) -> Tensor:
-    """λ_c over all target images, C float32, by one pass of the model that enters the stage."""
-    store = bench.label_all("confidences", lambda probs: {"histogram": confidence_histogram(probs).int()})
+def data_set_thresholds(
+    bench: Bench, share: float, *, adjust: Callable[[Tensor], Tensor] = lambda probs: probs
+) -> Tensor:
+    """λ_c over all target images, C float32, by one pass of the model that enters the stage.
+
+    Args:
+        bench: model and images.
+        share: in (0, 1], see `thresholds_of`.
+        adjust: probabilities C×H×W of an image → those whose confidences count.
+    """
+
+    def confidences(probs: Tensor) -> dict[str, Tensor]:
+        return {"histogram": confidence_histogram(adjust(probs)).int()}
+
+    store = bench.label_all("confidences", confidences)
     total = sum(torch.from_numpy(store[i]["histogram"]).long() for i in range(len(store)))
     assert isinstance(total, Tensor)
     return thresholds_of(total, share).to(bench.fabric.device)
