@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from das3.data.samples import Maps, Samples, View
+from das3.entropy import entropy_of_probs
 from das3.label_store import LabelStore
 from das3.refine import refined
 from das3.segmenter import Segmenter
+from das3.tones import PLAIN, TONES, information
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,6 +33,8 @@ T = TypeVar("T")
 _GRID = 8
 _UNPLACED = 8
 _ENOUGH = 500
+_FEW = 100
+_CLEARLY = 0.01
 
 
 def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -80,10 +84,10 @@ class Bench:
                 groups.append([i])
         return groups
 
-    def some_groups(self) -> list[list[int]]:
-        """Every n-th of `groups`, so that they are about `_ENOUGH` images: for means over many pixels of each."""
+    def some_groups(self, enough: int = _ENOUGH) -> list[list[int]]:
+        """Every n-th of `groups`, so that they are about `enough` images: for means over many pixels of each."""
         groups = self.groups()
-        return groups[:: max(1, round(len(self.images) / _ENOUGH))]
+        return groups[:: max(1, round(len(self.images) / enough))]
 
     def batches(self, groups: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
         """Whole images B×3×H×W float32 in [0, 1] on the device, a batch per group; all groups when None."""
@@ -101,7 +105,7 @@ class Bench:
         label: Callable[[Tensor], dict[str, Tensor]],
         *,
         groups: Sequence[Sequence[int]] | None = None,
-        flip: bool = False,
+        tones: Sequence[str] = (PLAIN,),
         refine: bool = False,
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
@@ -113,7 +117,7 @@ class Bench:
             name: of the folder the labels are kept in.
             label: probabilities C×H×W float32 of one image → small arrays to store.
             groups: of images to label, from `groups`; all when None.
-            flip: average the prediction with the mirrored image's.
+            tones: of `das3.tones.TONES`; the prediction is the mean over copies of the image in each.
             refine: by the image's colours and edges, see `das3.refine`.
         """
         store = LabelStore(self.folder / name, self.images.names)
@@ -125,17 +129,20 @@ class Bench:
         self.segmenter.eval()
         batches = zip(missing, self.batches(missing), strict=True)
         for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-            for i, image, predicted in zip(group, batch, self.predict(batch, flip=flip), strict=True):
+            for i, image, predicted in zip(group, batch, self.predict(batch, tones), strict=True):
                 probs = refined(predicted, image) if refine else predicted
                 store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
         self.segmenter.train(was_training)
         self.fabric.barrier()
         return store
 
-    def layout(self) -> Tensor:
+    def layout(self, tones: Sequence[str] = (PLAIN,)) -> Tensor:
         """Where the model sees which class: its mean prediction in each cell of a grid, over `some_groups` of images.
 
         Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along.
+
+        Args:
+            tones: see `label_all`.
 
         Returns:
             C×8×8 shares > 0 on the device, of sum 1 in each cell.
@@ -145,17 +152,29 @@ class Bench:
             return {"cells": F.adaptive_avg_pool2d(probs, _GRID)}
 
         groups = self.some_groups()
-        store = self.label_all("layout", cells, groups=groups)
+        store = self.label_all("layout", cells, groups=groups, tones=tones)
         found = [store[i]["cells"] for group in groups for i in group]
         mean = np.mean(found, axis=0, dtype=np.float64)
         mean += _UNPLACED / len(found) * mean.mean(axis=(1, 2), keepdims=True)
         layout = torch.tensor(mean, dtype=torch.float32, device=self.fabric.device).clamp(min=1e-6)
         return layout / layout.sum(dim=0)
 
-    def predict(self, batch: Tensor, *, flip: bool = False) -> Tensor:
-        """Probabilities B×C×H×W float32 of a batch of images."""
+    def trusted_tones(self) -> tuple[str, ...]:
+        """The plain tone, and those of `das3.tones.TONES` in which the model clearly makes more of some images."""
+
+        def summary(probs: Tensor) -> dict[str, Tensor]:
+            return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
+
+        groups, found = self.some_groups(_FEW), {}
+        for tone in TONES:
+            store = self.label_all(f"tones/{tone}", summary, groups=groups, tones=(tone,))
+            told = [store[i] for group in groups for i in group]
+            means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
+            found[tone] = information(means, entropies)
+        return (PLAIN, *(tone for tone in TONES if found[tone] > found[PLAIN] + _CLEARLY))
+
+    def predict(self, batch: Tensor, tones: Sequence[str] = (PLAIN,)) -> Tensor:
+        """Probabilities B×C×H×W float32 of a batch of images, the mean over their copies in the tones."""
         with self.fabric.autocast():
-            probs: Tensor = self.segmenter(batch).float().softmax(dim=1)
-            if flip:
-                probs = (probs + self.segmenter(batch.flip(-1)).float().softmax(dim=1).flip(-1)) / 2
-        return probs
+            each = [self.segmenter(TONES[tone](batch)).float().softmax(dim=1) for tone in tones]
+        return torch.stack(each).mean(dim=0) if len(each) > 1 else each[0]

@@ -19,7 +19,7 @@ __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe"
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "atp": {
         "stages": ["atp-align", "atp-selftrain", "propagate"],
-        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0},
+        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0, "tones": False},
     },
     "das3": {},
 }
@@ -61,6 +61,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "selftrain.negative_threshold=0.1",
         "selftrain.balance=0",
         "selftrain.layout=0",
+        "selftrain.tones=false",
         "selftrain.refine=true",
         "selftrain.smoothing=0.1",
         "selftrain.color=0.5",
@@ -74,6 +75,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.balance=0",
         "propagate.balance=0.5",
         "propagate.layout=0",
+        "propagate.tones=false",
         "propagate.refine=true",
         "propagate.smoothing=0.1",
         "propagate.color=0.1",

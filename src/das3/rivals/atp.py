@@ -43,6 +43,7 @@ class AtpSelfTrainOptions(SelfTrainOptions):
     negative_form: Literal["separate", "pooled"] = "pooled"
     balance: float = 0.0
     layout: float = 0.0
+    tones: bool = False
 
 
 class AtpSelfTrain(SelfTrain):

@@ -16,6 +16,7 @@ from das3.losses import positive_loss
 from das3.mixing import class_mix
 from das3.pseudo_labels import adjusted
 from das3.stages.base import Stage, StageOptions
+from das3.tones import PLAIN
 
 __all__ = ["Propagate", "split_by_entropy"]
 
@@ -31,7 +32,7 @@ class PropagateOptions(StageOptions):
         balance: in [0, 1]; how much rarer classes count for more in the teacher's labels, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        flip: label with the mean prediction of the image and its mirror image.
+        tones: label with the mean prediction over copies of the image in other tones, as in stage 2.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
@@ -45,7 +46,7 @@ class PropagateOptions(StageOptions):
     smoothing: float = 0.0
     balance: float = 0.25
     layout: float = 0.5
-    flip: bool = False
+    tones: bool = True
     refine: bool = False
     rounds: int = 1
 
@@ -85,10 +86,9 @@ class Propagate(Stage[PropagateOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
-        self.layout = bench.layout()
-        store = self.pseudo_labels = bench.label_all(
-            "teacher", self._teach, flip=self.options.flip, refine=self.options.refine
-        )
+        tones = bench.trusted_tones() if self.options.tones else (PLAIN,)
+        self.layout = bench.layout(tones)
+        store = self.pseudo_labels = bench.label_all("teacher", self._teach, tones=tones, refine=self.options.refine)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
         plain = bench.samples(self.options, maps=store.maps("labels"))

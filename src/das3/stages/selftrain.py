@@ -14,6 +14,7 @@ from das3.losses import negative_loss, positive_loss
 from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage, StageOptions
 from das3.thresholds import data_set_thresholds, normalized_labels
+from das3.tones import PLAIN
 
 __all__ = ["SelfTrain"]
 
@@ -36,7 +37,8 @@ class SelfTrainOptions(StageOptions):
         balance: in [0, 1]; how much rarer classes count for more where positive labels are made, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        flip: label with the mean prediction of the image and its mirror image.
+        tones: label with the mean prediction over copies of the image in other tones, those in which the model clearly
+            makes more of the images, see `das3.bench.Bench.trusted_tones`; often there is none.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         rounds: how often the labels are made anew and the stage is run.
     """
@@ -55,7 +57,7 @@ class SelfTrainOptions(StageOptions):
     negative_where: Literal["all", "unlabelled"] = "all"
     balance: float = 0.25
     layout: float = 1.0
-    flip: bool = False
+    tones: bool = True
     refine: bool = False
     rounds: int = 1
 
@@ -86,10 +88,11 @@ class SelfTrain(Stage[SelfTrainOptions]):
         """Label every image in both directions, once, in evaluation mode."""
         options = self.options
         self.num_classes = bench.segmenter.num_classes
-        self.layout = bench.layout()
+        tones = bench.trusted_tones() if options.tones else (PLAIN,)
+        self.layout = bench.layout(tones)
         if options.thresholds == "data":
-            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely)
-        store = self.pseudo_labels = bench.label_all("labels", self._label, flip=options.flip, refine=options.refine)
+            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, tones=tones)
+        store = self.pseudo_labels = bench.label_all("labels", self._label, tones=tones, refine=options.refine)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _likely(self, probs: Tensor) -> Tensor:
