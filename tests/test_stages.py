@@ -298,7 +298,7 @@ def test_the_layout_is_the_mean_prediction_by_place(tmp_path):
     bench = bench_of(tmp_path, network())
     upper = torch.zeros(3, 16, 16)
     upper[0, :8], upper[1, 8:] = 1.0, 1.0
-    bench.predict = lambda batch, flip=False: upper.expand(len(batch), 3, 16, 16)
+    bench.predict = lambda batch, tones: upper.expand(len(batch), 3, 16, 16)
     layout = bench.layout()
     count = len(bench.images)
     assert layout.shape == (3, 8, 8)

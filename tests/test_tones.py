@@ -1,0 +1,119 @@
+"""Copies in other tones: what they show, what a model tells of them, and which of them are trusted."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from das3.bench import Bench
+from das3.data.images import open_images
+from das3.engine import make_fabric
+from das3.segmenter import Preprocess, Segmenter
+from das3.stages import find_stage
+from das3.tones import PLAIN, TONES, information
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("tone", TONES)
+def test_a_tone_stays_in_range_and_keeps_black_grey_and_the_order_of_greys(tone):
+    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    toned = TONES[tone](images)
+    assert toned.shape == images.shape
+    assert toned.min() >= 0
+    assert toned.max() <= 1
+    assert torch.equal(images, before)
+    greys = torch.linspace(0, 1, 9).expand(1, 3, 1, 9)
+    toned = TONES[tone](greys)
+    assert torch.equal(toned[:, 0], toned[:, 1])
+    assert toned[..., 0].abs().max() == 0
+    assert (toned.diff(dim=-1) >= 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 5))
+def test_information_is_that_of_image_and_class(seed, classes, count):
+    """Against I = Σ p(x, c) log p(c | x) / p(c), in bits of log C."""
+    p = np.random.default_rng(seed).dirichlet(np.full(classes, 0.5), count).clip(1e-12)
+    marginal = p.mean(axis=0)
+    expected = (p * np.log(p / marginal)).sum(axis=1).mean() / np.log(classes)
+    entropies = -(p * np.log(p)).sum(axis=1) / np.log(classes)
+    assert information(torch.tensor(p), torch.tensor(entropies)) == pytest.approx(expected, abs=1e-9)
+
+
+class Skies:
+    """Bright above and dark below, the bright half tinted."""
+
+    def __init__(self, tint, count=12):
+        self.tint, self.count = np.asarray(tint), count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        image = np.full((16, 16, 3), 40.0)
+        image[:8] = self.tint
+        noise = np.random.default_rng(i).normal(0, 3, image.shape)
+        return (image + noise).clip(0, 255).astype(np.uint8), None
+
+
+def told_by(weights, bias):
+    """Two classes told by a linear function of the pixel's colour."""
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.zero_()
+            layer.bias.zero_()
+        layers[0].weight[0, :, 0, 0] = torch.tensor(weights)
+        layers[0].bias[0] = bias
+        layers[1].weight[:, 0, 0, 0] = torch.tensor([20.0, -20.0])
+    as_it_is = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Segmenter(layers, preprocess=as_it_is, example_size=(16, 16)).eval()
+
+
+def bench_of(folder, segmenter, tint):
+    return Bench(make_fabric("cpu", "32"), segmenter, open_images(Skies(tint)), folder, (0, 0), (16, 16), 4)
+
+
+WHITE, BLUE = (220, 220, 220), (60, 130, 230)
+# Sky is what is red: white is, and in grey blue is, too.
+RED = ([1.0, 0.0, 0.0], -0.3)
+# Above is what is bluer than it is red, below what is not: grey tells nothing.
+HUE = ([-1.0, 0.0, 1.0], -0.3)
+
+
+def test_grey_is_trusted_where_colour_misleads_the_model(tmp_path):
+    assert "grey" in bench_of(tmp_path / "blue", told_by(*RED), BLUE).trusted_tones()
+    trusted = bench_of(tmp_path / "white", told_by(*RED), WHITE).trusted_tones()
+    assert "grey" not in trusted
+    assert trusted[0] == PLAIN
+
+
+def test_grey_is_not_trusted_where_the_model_needs_colour(tmp_path):
+    assert bench_of(tmp_path, told_by(*HUE), BLUE).trusted_tones()[0] == PLAIN
+    assert not {"grey", "faded"} & {*bench_of(tmp_path, told_by(*HUE), BLUE).trusted_tones()}
+
+
+@pytest.mark.parametrize("stage", ["selftrain", "propagate"])
+@pytest.mark.parametrize("tones", [True, False])
+def test_labels_follow_the_trusted_tones(stage, tones, tmp_path):
+    more = {"share": 1.0} if stage == "selftrain" else {}
+    options = find_stage(stage).Options(tones=tones, balance=0.0, layout=0.0, **more)
+    made = find_stage(stage)(options)
+    made.prepare(bench_of(tmp_path, told_by(*RED), BLUE))
+    labels = made.pseudo_labels[0]["labels"]
+    assert (labels[8:] == 1).all()
+    assert (labels[:8] == (0 if tones else 1)).mean() > 0.9
+    assert (tmp_path / "tones").exists() == tones
+
+
+def test_a_prediction_is_the_mean_over_the_tones(tmp_path):
+    bench = bench_of(tmp_path, told_by(*RED), BLUE)
+    batch = next(bench.batches())
+    plain, grey = (bench.predict(batch, [tone]) for tone in (PLAIN, "grey"))
+    torch.testing.assert_close(bench.predict(batch, [PLAIN, "grey"]), (plain + grey) / 2)
+    torch.testing.assert_close(bench.predict(batch), plain)
