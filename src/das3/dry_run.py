@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["DryRun", "StageCost", "affordable", "dry_run", "stage_cost"]
 
 _BUDGET = 12.0  # seconds that the stages' steps may take together
-_PASSES = 4  # over the images, that preparing a stage takes at most
+_PASSES = 10  # over the images, that preparing a stage takes at most
 _TINY_LR = 1e-12  # so that a step without its warm-up can't spoil the next
 
 
@@ -55,7 +55,8 @@ class StageCost:
         times: how often the recipe runs it.
         steps: optimiser steps each time.
         step_seconds: of one.
-        prepare_seconds: before the first: statistics and labels of all images.
+        prepare_seconds: before the first, at most: statistics and labels of all images, and what takes only some of
+            them counted as if it took all.
         memory: bytes on a device, at the peak.
         measured: whether the device counted them; else they are computed: weights, gradients, optimiser, average of the
             weights, and what autograd saves.
