@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from das3.norms import batch_norms, reestimate, set_norm_mode
+from das3.norms import batch_norms, needs_reestimation, reestimate, set_norm_mode
 
 
 def network():
@@ -61,3 +61,20 @@ def test_modes():
     assert model[2].training
     set_norm_mode(model, "batch")
     assert model[1].training
+
+
+@pytest.mark.parametrize(
+    ("mode", "earlier", "needed"),
+    [
+        ("batch", [], True),
+        ("batch", ["frozen", "frozen"], True),
+        ("batch", ["frozen", "batch"], False),
+        ("batch", ["target"], False),
+        ("target", [], True),
+        ("target", ["batch"], True),
+        ("frozen", [], False),
+        ("frozen", ["batch"], False),
+    ],
+)
+def test_statistics_are_re_estimated_before_the_first_stage_that_trains_on_batches(mode, earlier, needed):
+    assert needs_reestimation(mode, earlier) == needed

@@ -118,19 +118,27 @@ def test_share_out_of_range(share):
 def test_adjusted_equals_reference_and_permutes_with_the_classes(probs, balance, place, seed):
     rng = np.random.default_rng(seed)
     layout = torch.from_numpy(rng.dirichlet(np.ones(len(probs)), probs.shape[1:])).permute(2, 0, 1) + 1e-3
-    ours = adjusted(probs.double(), layout, balance=balance, place=place)
-    theirs = reference.adjusted(probs.double().flatten(1).numpy(), layout.flatten(1).numpy(), balance, place)
+    shortfall = torch.from_numpy(rng.uniform(0.2, 5, len(probs)))
+    ours = adjusted(probs.double(), layout, shortfall, balance=balance, place=place)
+    flat = probs.double().flatten(1).numpy(), layout.flatten(1).numpy(), shortfall.numpy()
+    theirs = reference.adjusted(*flat, balance, place)
     np.testing.assert_allclose(ours, theirs.reshape(probs.shape), rtol=1e-6, atol=1e-12)
     order = torch.from_numpy(rng.permutation(len(probs)))
-    again = adjusted(probs.double()[order], layout[order], balance=balance, place=place)
+    again = adjusted(probs.double()[order], layout[order], shortfall[order], balance=balance, place=place)
     np.testing.assert_allclose(again, ours[order])
 
 
-def test_balance_finds_the_rare_class_where_the_model_is_in_doubt_alone():
+def test_balance_finds_the_class_that_wins_too_little_where_the_model_is_in_doubt_alone():
     probs = torch.tensor([[0.99, 0.6], [0.01, 0.4]]).view(2, 1, 2)
+    layout, shortfall = torch.tensor([0.95, 0.05]).view(2, 1, 1), torch.tensor([0.96, 4.0])
+    assert adjusted(probs, layout, shortfall, balance=0, place=0).argmax(0).tolist() == [[0, 0]]
+    assert adjusted(probs, layout, shortfall, balance=0.5, place=0).argmax(0).tolist() == [[0, 1]]
+
+
+def test_balance_leaves_a_rare_class_alone_that_gets_its_due():
+    probs = torch.tensor([0.6, 0.4]).view(2, 1, 1)
     layout = torch.tensor([0.95, 0.05]).view(2, 1, 1)
-    assert adjusted(probs, layout, balance=0, place=0).argmax(0).tolist() == [[0, 0]]
-    assert adjusted(probs, layout, balance=0.25, place=0).argmax(0).tolist() == [[0, 1]]
+    torch.testing.assert_close(adjusted(probs, layout, torch.ones(2), balance=1, place=0), probs)
 
 
 def test_place_moves_doubtful_pixels_to_the_class_that_is_usual_there():
@@ -138,7 +146,7 @@ def test_place_moves_doubtful_pixels_to_the_class_that_is_usual_there():
     probs = torch.tensor([0.45, 0.45, 0.05]).expand(4, 3)
     probs = torch.stack([probs, 1 - probs])
     layout = torch.tensor([[0.8, 0.2], [0.2, 0.8]]).view(2, 2, 1)
-    assert adjusted(probs, layout, balance=0, place=1).argmax(0).tolist() == [
+    assert adjusted(probs, layout, torch.ones(2), balance=0, place=1).argmax(0).tolist() == [
         [0, 0, 1],
         [0, 0, 1],
         [1, 1, 1],
@@ -148,4 +156,5 @@ def test_place_moves_doubtful_pixels_to_the_class_that_is_usual_there():
 
 def test_alike_everywhere_means_unchanged():
     probs = torch.rand(3, 5, 7).softmax(0)
-    torch.testing.assert_close(adjusted(probs, torch.rand(3, 1, 1).expand(3, 8, 8), balance=0, place=1), probs)
+    layout = torch.rand(3, 1, 1).expand(3, 8, 8)
+    torch.testing.assert_close(adjusted(probs, layout, torch.rand(3), balance=0, place=1), probs)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from das3.bench import Bench
+from das3.bench import Bench, Habits
 from das3.data.images import open_images
 from das3.engine import LoopOptions, StepState, make_fabric, train
 from das3.errors import RecipeError
@@ -204,11 +204,12 @@ def test_pixels_of_the_padding_change_no_loss(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def labeller(tmp_path_factory):
-    """Stage 2 of a network that sees the first of three classes nearly everywhere; the others are rare."""
-    segmenter = network()
-    with torch.no_grad():
-        segmenter.model[7].bias[0] += 30
-    return prepared("selftrain", tmp_path_factory.mktemp("labeller"), segmenter)[0]
+    """Stage 2 of a network that sees the first of three classes nearly everywhere; the others win too little."""
+    made = prepared("selftrain", tmp_path_factory.mktemp("labeller"), network())[0]
+    made.habits = Habits(
+        torch.tensor([0.9, 0.07, 0.03]).view(3, 1, 1).expand(3, 8, 8), torch.tensor([0.95, 50.0, 60.0])
+    )
+    return made
 
 
 def labels_of(stage, probs, **options):
@@ -229,9 +230,10 @@ def test_no_pixel_s_own_label_is_ruled_out(labeller, seed, balance, share):
 
 @pytest.mark.parametrize(("stage", "labels"), [("selftrain", "_label"), ("propagate", "_teach")])
 def test_labels_follow_balance_and_layout(stage, labels, tmp_path):
-    """Class 0 is usual above, class 1 below, class 2 is rare; every pixel leans to class 0 a little."""
+    """Class 0 is usual above, class 1 below, class 2 wins too little; every pixel leans to class 0 a little."""
     made = prepared(stage, tmp_path, network())[0]
-    made.layout = torch.tensor([[0.66, 0.32], [0.32, 0.66], [0.02, 0.02]]).view(3, 2, 1)
+    layout = torch.tensor([[0.66, 0.32], [0.32, 0.66], [0.02, 0.02]]).view(3, 2, 1)
+    made.habits = Habits(layout, torch.tensor([0.98, 1.0, 2.0]))
     probs = torch.tensor([0.4, 0.35, 0.25]).view(3, 1, 1).expand(3, 4, 2)
     found = {}
     for balance, layout in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
@@ -299,12 +301,31 @@ def test_the_layout_is_the_mean_prediction_by_place(tmp_path):
     upper = torch.zeros(3, 16, 16)
     upper[0, :8], upper[1, 8:] = 1.0, 1.0
     bench.predict = lambda batch, tones: upper.expand(len(batch), 3, 16, 16)
-    layout = bench.layout()
+    layout, shortfall = bench.habits()
     count = len(bench.images)
     assert layout.shape == (3, 8, 8)
     torch.testing.assert_close(layout.sum(0), torch.ones(8, 8))
     torch.testing.assert_close(layout[0, 0, 0], torch.tensor((count + 8 * 0.5) / (count + 8)), atol=1e-4, rtol=0)
     torch.testing.assert_close(layout[0, 7, 7], torch.tensor(8 * 0.5 / (count + 8)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(shortfall, torch.ones(3))
+
+
+def test_the_shortfall_is_what_a_class_wins_too_little(tmp_path):
+    """The second class has 0.4 of every pixel of one half and wins none; the third is seen nowhere."""
+    bench = bench_of(tmp_path, network())
+    probs = torch.zeros(3, 16, 16)
+    probs[0] = 1.0
+    probs[0, :8], probs[1, :8] = 0.6, 0.4
+    bench.predict = lambda batch, tones: probs.expand(len(batch), 3, 16, 16)
+    expected = torch.tensor([(0.8 + 1e-3) / (1 + 1e-3), (0.2 + 1e-3) / 1e-3, 1.0])
+    torch.testing.assert_close(bench.habits().shortfall, expected)
+
+
+def test_the_prior_of_stage_1_is_the_mean_prediction_and_more_of_what_wins_too_little(tmp_path, monkeypatch):
+    habits = Habits(torch.tensor([0.7, 0.2, 0.1]).view(3, 1, 1).expand(3, 8, 8), torch.tensor([1.0, 1.0, 4.0]))
+    monkeypatch.setattr("das3.bench.Bench.habits", lambda self: habits)
+    stage, _ = prepared("align", tmp_path, network(), balance=0.5)
+    torch.testing.assert_close(stage.prior, torch.tensor([0.7, 0.2, 0.2]) / 1.1)
 
 
 def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
@@ -314,6 +335,6 @@ def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
     assert negatives[:, 0, 0].tolist() == [False, True, True]
     labels, negatives = labels_of(labeller, probs, balance=1.0, share=1.0)
     rare = int(labels[0, 0])
-    assert rare > 0
+    assert rare == 1
     assert probs[rare, 0, 0] < labeller.options.negative_threshold
-    assert negatives[:, 0, 0].tolist() == [False, rare == 2, rare == 1]
+    assert negatives[:, 0, 0].tolist() == [False, False, True]

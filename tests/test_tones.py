@@ -98,6 +98,25 @@ def test_grey_is_not_trusted_where_the_model_needs_colour(tmp_path):
     assert not {"grey", "faded"} & {*bench_of(tmp_path, told_by(*HUE), BLUE).trusted_tones()}
 
 
+def test_a_tone_that_shows_more_and_leaves_the_model_in_doubt_is_not_trusted(tmp_path, monkeypatch):
+    """It turns half of the ground, surely one thing, into a bit more than doubt."""
+    bench = bench_of(tmp_path, told_by(*RED), WHITE)
+    sure, unsure = torch.zeros(2, 2, 16, 16), torch.zeros(2, 2, 16, 16)
+    sure[:, 0], sure[:, 1] = 0.99, 0.01
+    unsure[:, 0, :4], unsure[:, 0, 4:12], unsure[:, 0, 12:] = 1.0, 0.5, 0.0
+    unsure[:, 1] = 1 - unsure[:, 0]
+    monkeypatch.setattr(
+        bench,
+        "predict",
+        lambda batch, tones: (unsure if tones == ("darker",) else sure)[:1].expand(len(batch), 2, 16, 16),
+    )
+    assert bench.trusted_tones() == (PLAIN,)
+    unsure[:, 0, :8], unsure[:, 0, 8:] = 1.0, 0.0
+    unsure[:, 1] = 1 - unsure[:, 0]
+    bench.folder = tmp_path / "again"
+    assert bench.trusted_tones() == (PLAIN, "darker")
+
+
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
 @pytest.mark.parametrize("tones", [True, False])
 def test_labels_follow_the_trusted_tones(stage, tones, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from das3.data.images import Images
     from das3.stages.base import StageOptions
 
-__all__ = ["Bench"]
+__all__ = ["Bench", "Habits"]
 
 T = TypeVar("T")
 
 _GRID = 8
 _UNPLACED = 8
+_RARELY = 1e-3
 _ENOUGH = 500
 _FEW = 100
 _CLEARLY = 0.01
@@ -39,6 +40,18 @@ _CLEARLY = 0.01
 
 def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     return items
+
+
+class Habits(NamedTuple):
+    """What a model makes of all target images together, see `Bench.habits`.
+
+    Attributes:
+        layout: C×8×8 shares > 0: where it sees which class, of sum 1 in each cell of the grid.
+        shortfall: C, above 0: how many times more often it predicts a class, on the mean, than that class wins a pixel.
+    """
+
+    layout: Tensor
+    shortfall: Tensor
 
 
 @dataclass
@@ -136,42 +149,48 @@ class Bench:
         self.fabric.barrier()
         return store
 
-    def layout(self, tones: Sequence[str] = (PLAIN,)) -> Tensor:
-        """Where the model sees which class: its mean prediction in each cell of a grid, over `some_groups` of images.
+    def habits(self, tones: Sequence[str] = (PLAIN,)) -> Habits:
+        """The mean prediction in each cell of a grid and of each class, over `some_groups` of images, on the device.
 
-        Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along.
+        Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along; of a
+        class below a thousandth of the pixels, little can be said as well.
 
         Args:
             tones: see `label_all`.
-
-        Returns:
-            C×8×8 shares > 0 on the device, of sum 1 in each cell.
         """
 
-        def cells(probs: Tensor) -> dict[str, Tensor]:
-            return {"cells": F.adaptive_avg_pool2d(probs, _GRID)}
+        def summary(probs: Tensor) -> dict[str, Tensor]:
+            won = torch.bincount(probs.argmax(dim=0).flatten(), minlength=probs.shape[0])
+            return {"cells": F.adaptive_avg_pool2d(probs, _GRID), "won": won.float() / probs[0].numel()}
 
         groups = self.some_groups()
-        store = self.label_all("layout", cells, groups=groups, tones=tones)
-        found = [store[i]["cells"] for group in groups for i in group]
-        mean = np.mean(found, axis=0, dtype=np.float64)
-        mean += _UNPLACED / len(found) * mean.mean(axis=(1, 2), keepdims=True)
-        layout = torch.tensor(mean, dtype=torch.float32, device=self.fabric.device).clamp(min=1e-6)
-        return layout / layout.sum(dim=0)
+        store = self.label_all("habits", summary, groups=groups, tones=tones)
+        told = [store[i] for group in groups for i in group]
+        cells, won = (np.mean([one[key] for one in told], axis=0, dtype=np.float64) for key in ("cells", "won"))
+        mean = cells.mean(axis=(1, 2))
+        cells += _UNPLACED / len(told) * mean[:, None, None]
+        cells = np.maximum(cells, 1e-6)
+        both = cells / cells.sum(axis=0), (mean + _RARELY) / (won + _RARELY)
+        return Habits(*(torch.tensor(values, dtype=torch.float32, device=self.fabric.device) for values in both))
 
     def trusted_tones(self) -> tuple[str, ...]:
-        """The plain tone, and those of `das3.tones.TONES` in which the model clearly makes more of some images."""
+        """The plain tone, and those of `das3.tones.TONES` in which the model clearly makes more of some images.
+
+        It must see more and be surer of the pixels too: a tone that merely turns background into objects may show more
+        of the classes, but leaves the model in doubt.
+        """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
             return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
-        groups, found = self.some_groups(_FEW), {}
+        groups, found, doubt = self.some_groups(_FEW), {}, {}
         for tone in TONES:
             store = self.label_all(f"tones/{tone}", summary, groups=groups, tones=(tone,))
             told = [store[i] for group in groups for i in group]
             means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
-            found[tone] = information(means, entropies)
-        return (PLAIN, *(tone for tone in TONES if found[tone] > found[PLAIN] + _CLEARLY))
+            found[tone], doubt[tone] = information(means, entropies), entropies.mean().item()
+        better = (t for t in TONES if found[t] > found[PLAIN] + _CLEARLY and doubt[t] < doubt[PLAIN])
+        return (PLAIN, *better)
 
     def predict(self, batch: Tensor, tones: Sequence[str] = (PLAIN,)) -> Tensor:
         """Probabilities B×C×H×W float32 of a batch of images, the mean over their copies in the tones."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,12 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["NormMode", "batch_norms", "kept_statistics", "reestimate", "set_norm_mode"]
+__all__ = ["NormMode", "batch_norms", "kept_statistics", "needs_reestimation", "reestimate", "set_norm_mode"]
 
 NormMode = Literal["batch", "target", "frozen"]
 """How a stage runs its batch-norm layers: on each batch's statistics ("batch"), on statistics re-estimated over the
 target images before the stage and then held ("target"), or on the ones it was given ("frozen"). Layers without running
-statistics (group and layer norm) are not concerned."""
+statistics (group and layer norm) are not concerned. Where "batch" starts from, see `needs_reestimation`."""
+
+
+def needs_reestimation(mode: NormMode, earlier: Sequence[NormMode]) -> bool:
+    """Whether statistics are to be re-estimated before a stage in this mode, after stages in the `earlier` modes.
+
+    They are the source's until a stage has run on the target. Training on batches then leaves statistics that fit its
+    weights, of augmented crops, and better ones than a new estimate over whole images: see docs/decisions/0008.
+    """
+    return mode == "target" or (mode == "batch" and all(one == "frozen" for one in earlier))
 
 
 def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:

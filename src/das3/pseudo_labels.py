@@ -13,19 +13,21 @@ from torch import Tensor
 __all__ = ["adjusted", "class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
 
 
-def adjusted(probs: Tensor, layout: Tensor, *, balance: float, place: float) -> Tensor:
-    """Probabilities adjusted to how often a class is seen, and where: p_c (π_c(x) / π_c)^place / π_c^balance.
+def adjusted(probs: Tensor, layout: Tensor, shortfall: Tensor, *, balance: float, place: float) -> Tensor:
+    """Probabilities adjusted to what the model makes of all images: p_c (π_c(x) / π_c)^place s_c^balance.
 
     The largest p_c marks few pixels of a rare class wherever a model is in doubt, and training on such labels makes it
-    rarer with every round: `balance` counts rare classes for more. A model in doubt also sees sky below and road above,
+    rarer with every round: `balance` counts a class for more that wins fewer pixels than its mean prediction says it
+    should. One that gets its due, however rare, is left alone. A model in doubt also sees sky below and road above,
     which its predictions for all images together show to be unlikely: `place` counts a class for more where it is
     usual. Where every place is alike, as in textures, that changes nothing.
 
     Args:
         probs: C×H×W probabilities of one image.
-        layout: C×h×w shares > 0, the model's mean prediction by place, see `das3.bench.Bench.layout`; π_c(x) is
+        layout: C×h×w shares > 0, the model's mean prediction by place, see `das3.bench.Habits`; π_c(x) is
             interpolated, π_c is its mean.
-        balance: in [0, 1]; 0 leaves rare classes as they are.
+        shortfall: C, s_c > 0: its mean prediction over the share of pixels that the class wins, see there.
+        balance: in [0, 1]; 0 leaves every class as it is.
         place: at least 0; 0 leaves places out of account, 1 is Bayes' rule.
 
     Returns:
@@ -40,7 +42,7 @@ def adjusted(probs: Tensor, layout: Tensor, *, balance: float, place: float) -> 
     usual = layout.mean(dim=(1, 2), keepdim=True)
     factor = (layout / usual) ** place
     factor = F.interpolate(factor[None], size=probs.shape[-2:], mode="bilinear", align_corners=False)[0]
-    probs = probs * factor / usual**balance
+    probs = probs * factor * shortfall.view(-1, 1, 1) ** balance
     return probs / probs.sum(dim=0)
 
 

@@ -29,7 +29,7 @@ from das3.data.samples import auto_crop
 from das3.engine import Record, StepState, train
 from das3.errors import RecipeError
 from das3.label_store import LabelStore
-from das3.norms import reestimate
+from das3.norms import NormMode, needs_reestimation, reestimate
 from das3.progress import Display
 from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
@@ -242,7 +242,12 @@ def run_phases(
 
     log = _Log(run.folder, state["phase"], state["step"])
     crop = recipe.crop or auto_crop(images.sizes())
+    earlier: list[NormMode] = []
     for number, phase in enumerate(phases):
+        stage = phase.make()
+        norm = stage.options.norm
+        needed = needs_reestimation(norm, earlier)
+        earlier.append(norm)
         if number < state["phase"]:
             continue
         clock = _Clock(state["seconds"] if number == state["phase"] else 0.0)
@@ -251,8 +256,7 @@ def run_phases(
         bench = Bench(
             fabric, segmenter, images, folder, seed, crop, recipe.batch_size // fabric.world_size, display.track
         )
-        stage = phase.make()
-        if stage.options.norm != "frozen":
+        if needed:
             reestimate(segmenter, bench.batches(bench.some_groups()))
         samples = stage.prepare(bench)
         outcome.pseudo_labels = stage.pseudo_labels or outcome.pseudo_labels

@@ -33,12 +33,13 @@ class AlignOptions(StageOptions):
             every batch to show all classes equally.
         prior: what the diversity loss draws p̄ to: equal shares ("uniform", the paper's) or the mean prediction of the
             model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
-        balance: in [0, 1]; how far that mean prediction q is drawn to equal shares, q^(1 − balance): a model in doubt
-            predicts rare classes too rarely.
+        balance: in [0, 1]; how much a class counts for more in that mean prediction q that wins too few pixels:
+            q s^balance, s as in `das3.bench.Habits`, since a model in doubt predicts rare classes too rarely.
     """
 
     steps: int = 60
     lr: float = 5e-5
+    scale: tuple[float, float] = (0.67, 1.33)
     alpha: float = 1.0
     gamma: float = 5.0
     detach_focus: bool = True
@@ -46,7 +47,7 @@ class AlignOptions(StageOptions):
     a: float = 3.0
     memory: float = 0.0
     prior: Literal["uniform", "model"] = "model"
-    balance: float = 0.25
+    balance: float = 0.5
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
@@ -78,7 +79,8 @@ class Align(Stage[AlignOptions]):
         self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
         self.prior = None
         if self.options.prior == "model":
-            shares = bench.layout().mean(dim=(1, 2)) ** (1 - self.options.balance)
+            layout, shortfall = bench.habits()
+            shares = layout.mean(dim=(1, 2)) * shortfall**self.options.balance
             self.prior = shares / shares.sum()
         return bench.samples(self.options)
 

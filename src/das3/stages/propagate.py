@@ -29,7 +29,7 @@ class PropagateOptions(StageOptions):
         easy_share: share of the images, those of lowest mean entropy, that count as easy.
         mix: class-mix hard images in pairs; without, they are shown as they are.
         smoothing: share of the teacher's label that all classes are given equally, in [0, 1).
-        balance: in [0, 1]; how much rarer classes count for more in the teacher's labels, see
+        balance: in [0, 1]; how much a class counts for more that wins too few pixels, in the teacher's labels, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         tones: label with the mean prediction over copies of the image in other tones, as in stage 2.
@@ -39,12 +39,13 @@ class PropagateOptions(StageOptions):
 
     steps: int = 240
     lr: float = 3e-4
+    scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.3
     blur: float = 0.3
     easy_share: float = 0.3
     mix: bool = True
     smoothing: float = 0.0
-    balance: float = 0.25
+    balance: float = 0.5
     layout: float = 0.5
     tones: bool = True
     refine: bool = False
@@ -87,7 +88,7 @@ class Propagate(Stage[PropagateOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
         tones = bench.trusted_tones() if self.options.tones else (PLAIN,)
-        self.layout = bench.layout(tones)
+        self.habits = bench.habits(tones)
         store = self.pseudo_labels = bench.label_all("teacher", self._teach, tones=tones, refine=self.options.refine)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
@@ -95,7 +96,7 @@ class Propagate(Stage[PropagateOptions]):
         return EasyAndHard(plain, easy, hard, mix=self.options.mix)
 
     def _teach(self, probs: Tensor) -> dict[str, Tensor]:
-        likely = adjusted(probs, self.layout, balance=self.options.balance, place=self.options.layout)
+        likely = adjusted(probs, *self.habits, balance=self.options.balance, place=self.options.layout)
         labels = likely.argmax(dim=0).to(torch.uint8)
         return {"labels": labels, "entropy": entropy_of_probs(probs[None]).mean()}
 

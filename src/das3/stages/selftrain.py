@@ -34,8 +34,8 @@ class SelfTrainOptions(StageOptions):
         negative: λ_neg, weight of the negative loss.
         negative_form: "separate" sums −log(1 − p) over the ruled-out classes, "pooled" takes −log(1 − Σ p).
         negative_where: "all" pixels, or those "unlabelled" by a positive label.
-        balance: in [0, 1]; how much rarer classes count for more where positive labels are made, see
-            `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
+        balance: in [0, 1]; how much a class counts for more that wins too few pixels, where positive labels are made,
+            see `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         tones: label with the mean prediction over copies of the image in other tones, those in which the model clearly
             makes more of the images, see `das3.bench.Bench.trusted_tones`; often there is none.
@@ -45,6 +45,7 @@ class SelfTrainOptions(StageOptions):
 
     steps: int = 250
     lr: float = 3e-4
+    scale: tuple[float, float] = (0.67, 1.33)
     color: float = 0.3
     blur: float = 0.3
     share: float = 0.3
@@ -55,7 +56,7 @@ class SelfTrainOptions(StageOptions):
     negative: float = 1.0
     negative_form: Literal["separate", "pooled"] = "separate"
     negative_where: Literal["all", "unlabelled"] = "all"
-    balance: float = 0.25
+    balance: float = 0.5
     layout: float = 1.0
     tones: bool = True
     refine: bool = False
@@ -89,14 +90,14 @@ class SelfTrain(Stage[SelfTrainOptions]):
         options = self.options
         self.num_classes = bench.segmenter.num_classes
         tones = bench.trusted_tones() if options.tones else (PLAIN,)
-        self.layout = bench.layout(tones)
+        self.habits = bench.habits(tones)
         if options.thresholds == "data":
             self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, tones=tones)
         store = self.pseudo_labels = bench.label_all("labels", self._label, tones=tones, refine=options.refine)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _likely(self, probs: Tensor) -> Tensor:
-        return adjusted(probs, self.layout, balance=self.options.balance, place=self.options.layout)
+        return adjusted(probs, *self.habits, balance=self.options.balance, place=self.options.layout)
 
     def _label(self, probs: Tensor) -> dict[str, Tensor]:
         options, likely = self.options, self._likely(probs)
