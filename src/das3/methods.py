@@ -73,7 +73,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.easy_share=0.5",
         "propagate.easy_share=1",
         "propagate.balance=0",
-        "propagate.balance=0.5",
         "propagate.layout=0",
         "propagate.tones=false",
         "propagate.refine=true",
