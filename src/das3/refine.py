@@ -90,7 +90,17 @@ def by_edges(probs: Tensor, image: Tensor, *, radius: int = 4, epsilon: float = 
 
 
 def _box(values: Tensor, radius: int) -> Tensor:
-    """Mean of N×H×W values in square windows; the border is repeated outwards."""
+    """Mean of N×H×W values in square windows; the border is repeated outwards.
+
+    A sum of shifted copies: on a CPU several times faster than average pooling, which is not vectorised there.
+    """
     side = 2 * radius + 1
-    padded = F.pad(values[None], (radius,) * 4, mode="replicate")
-    return F.avg_pool2d(F.avg_pool2d(padded, (side, 1), stride=1), (1, side), stride=1)[0]
+    for dim in (-2, -1):
+        around = (0, 0, radius, radius) if dim == -2 else (radius, radius, 0, 0)
+        padded = F.pad(values[None], around, mode="replicate")[0]
+        length = values.shape[dim]
+        values = padded.narrow(dim, 0, length).clone()
+        for start in range(1, side):
+            values += padded.narrow(dim, start, length)
+        values /= side
+    return values
