@@ -62,7 +62,7 @@ class _Folder:
 
 # bf16 is faster on CPUs that have it, which pays for the larger images and network.
 _REAL: dict[str, Any] = {
-    "size": 240,
+    "size": 144,
     "model_args": {"width": 32},
     "source_options": {"steps": 500, "batch_size": 8, "lr": 2e-3, "color": 0.2, "precision": "bf16"},
     "oracle_options": {"steps": 300, "batch_size": 8, "lr": 1e-3, "color": 0.2, "precision": "bf16"},
