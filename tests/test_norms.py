@@ -1,8 +1,10 @@
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
 
-from das3.norms import batch_norms, needs_reestimation, reestimate, set_norm_mode
+from das3.norms import batch_norms, needs_reestimation, reestimate, restored_statistics, set_norm_mode
 
 
 def network():
@@ -44,6 +46,16 @@ def test_nothing_but_the_statistics_changes():
     }
     assert all(m.training for m in model.modules())
     assert model[1].momentum == 0.1
+
+
+def test_statistics_are_restored_whatever_happens_in_between():
+    model = network()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with suppress(KeyError), restored_statistics(model):
+        reestimate(model, batches())
+        assert not torch.equal(before["1.running_mean"], model[1].running_mean)
+        raise KeyError
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
 def test_networks_without_batch_norm_are_left_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ from torch import Tensor
 from das3.data.samples import Maps, Samples, View
 from das3.entropy import entropy_of_probs
 from das3.label_store import LabelStore
+from das3.norms import reestimate, restored_statistics
 from das3.refine import refined
 from das3.segmenter import Segmenter
 from das3.tones import PLAIN, TONES, information
@@ -118,7 +120,7 @@ class Bench:
         label: Callable[[Tensor], dict[str, Tensor]],
         *,
         groups: Sequence[Sequence[int]] | None = None,
-        tones: Sequence[str] = (PLAIN,),
+        tone: str | None = None,
         refine: bool = False,
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
@@ -130,7 +132,8 @@ class Bench:
             name: of the folder the labels are kept in.
             label: probabilities C×H×W float32 of one image → small arrays to store.
             groups: of images to label, from `groups`; all when None.
-            tones: of `das3.tones.TONES`; the prediction is the mean over copies of the image in each.
+            tone: of `das3.tones.TONES`; the images are shown in it, the norm statistics re-estimated on images in it.
+                None shows them as they are, with the statistics that the model has.
             refine: by the image's colours and edges, see `das3.refine`.
         """
         store = LabelStore(self.folder / name, self.images.names)
@@ -141,22 +144,33 @@ class Bench:
         was_training = self.segmenter.training
         self.segmenter.eval()
         batches = zip(missing, self.batches(missing), strict=True)
-        for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-            for i, image, predicted in zip(group, batch, self.predict(batch, tones), strict=True):
-                probs = refined(predicted, image) if refine else predicted
-                store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
+        with self._in_tone(tone, self.some_groups() if groups is None else groups):
+            for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
+                for i, image, predicted in zip(group, batch, self.predict(batch, tone), strict=True):
+                    probs = refined(predicted, image) if refine else predicted
+                    store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
         self.segmenter.train(was_training)
         self.fabric.barrier()
         return store
 
-    def habits(self, tones: Sequence[str] = (PLAIN,)) -> Habits:
+    @contextmanager
+    def _in_tone(self, tone: str | None, groups: Sequence[Sequence[int]]) -> Iterator[None]:
+        """The model's norm statistics are those of images in the tone."""
+        if tone is None:
+            yield
+            return
+        with restored_statistics(self.segmenter):
+            reestimate(self.segmenter, (TONES[tone](batch) for batch in self.batches(groups)))
+            yield
+
+    def habits(self, tone: str | None = None) -> Habits:
         """The mean prediction in each cell of a grid and of each class, over `some_groups` of images, on the device.
 
         Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along; of a
         class below a thousandth of the pixels, little can be said as well.
 
         Args:
-            tones: see `label_all`.
+            tone: see `label_all`.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
@@ -164,7 +178,7 @@ class Bench:
             return {"cells": F.adaptive_avg_pool2d(probs, _GRID), "won": won.float() / probs[0].numel()}
 
         groups = self.some_groups()
-        store = self.label_all("habits", summary, groups=groups, tones=tones)
+        store = self.label_all("habits", summary, groups=groups, tone=tone)
         told = [store[i] for group in groups for i in group]
         cells, won = (np.mean([one[key] for one in told], axis=0, dtype=np.float64) for key in ("cells", "won"))
         mean = cells.mean(axis=(1, 2))
@@ -173,11 +187,11 @@ class Bench:
         both = cells / cells.sum(axis=0), (mean + _RARELY) / (won + _RARELY)
         return Habits(*(torch.tensor(values, dtype=torch.float32, device=self.fabric.device) for values in both))
 
-    def trusted_tones(self) -> tuple[str, ...]:
-        """The plain tone, and those of `das3.tones.TONES` in which the model clearly makes more of some images.
+    def best_tone(self) -> str | None:
+        """The tone of `das3.tones.TONES` in which the model clearly makes more of some images than of plain ones.
 
         It must see more and be surer of the pixels too: a tone that merely turns background into objects may show more
-        of the classes, but leaves the model in doubt.
+        of the classes, but leaves the model in doubt. None where there is none, as often.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
@@ -185,15 +199,15 @@ class Bench:
 
         groups, found, doubt = self.some_groups(_FEW), {}, {}
         for tone in TONES:
-            store = self.label_all(f"tones/{tone}", summary, groups=groups, tones=(tone,))
+            store = self.label_all(f"tones/{tone}", summary, groups=groups, tone=tone)
             told = [store[i] for group in groups for i in group]
             means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
             found[tone], doubt[tone] = information(means, entropies), entropies.mean().item()
-        better = (t for t in TONES if found[t] > found[PLAIN] + _CLEARLY and doubt[t] < doubt[PLAIN])
-        return (PLAIN, *better)
+        better = [t for t in TONES if found[t] > found[PLAIN] + _CLEARLY and doubt[t] < doubt[PLAIN]]
+        return max(better, key=lambda tone: found[tone], default=None)
 
-    def predict(self, batch: Tensor, tones: Sequence[str] = (PLAIN,)) -> Tensor:
-        """Probabilities B×C×H×W float32 of a batch of images, the mean over their copies in the tones."""
+    def predict(self, batch: Tensor, tone: str | None = None) -> Tensor:
+        """Probabilities B×C×H×W float32 of a batch of images shown in the tone."""
         with self.fabric.autocast():
-            each = [self.segmenter(TONES[tone](batch)).float().softmax(dim=1) for tone in tones]
-        return torch.stack(each).mean(dim=0) if len(each) > 1 else each[0]
+            logits: Tensor = self.segmenter(TONES[tone or PLAIN](batch))
+        return logits.float().softmax(dim=1)

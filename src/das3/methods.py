@@ -19,7 +19,7 @@ __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe"
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "atp": {
         "stages": ["atp-align", "atp-selftrain", "propagate"],
-        "propagate": {"steps": 200, "scale": [0.75, 1.5], "balance": 0.0, "layout": 0.0, "tones": False},
+        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0, "tones": False},
     },
     "das3": {},
 }
@@ -44,7 +44,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "align.alpha=0.3",
         "align.alpha=3",
         "align.diversity=0",
-        "align.diversity=1",
+        "align.diversity=2",
         "align.steps=150",
         "align.prior=uniform",
         "align.balance=0",
@@ -65,7 +65,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "selftrain.refine=true",
         "selftrain.smoothing=0.1",
         "selftrain.color=0.5",
-        "selftrain.scale=[0.5, 2.0]",
+        "selftrain.scale=[0.67, 1.33]",
     ),
     "propagate": (
         "propagate.mix=false",

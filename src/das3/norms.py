@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["NormMode", "batch_norms", "kept_statistics", "needs_reestimation", "reestimate", "set_norm_mode"]
+__all__ = [
+    "NormMode",
+    "batch_norms",
+    "kept_statistics",
+    "needs_reestimation",
+    "reestimate",
+    "restored_statistics",
+    "set_norm_mode",
+]
 
 NormMode = Literal["batch", "target", "frozen"]
 """How a stage runs its batch-norm layers: on each batch's statistics ("batch"), on statistics re-estimated over the
@@ -47,6 +55,17 @@ def kept_statistics(module: nn.Module) -> Iterator[None]:
     yield
     for norm, momentum in kept:
         norm.momentum = momentum
+
+
+@contextmanager
+def restored_statistics(module: nn.Module) -> Iterator[None]:
+    """Whatever is done to the running statistics within is undone."""
+    kept = [(buffer, buffer.clone()) for norm in batch_norms(module) for buffer in norm.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for buffer, before in kept:
+            buffer.copy_(before)
 
 
 @torch.no_grad()

@@ -48,6 +48,7 @@ class SourceRecipe(RunOptions, StageOptions):
     labels: str | None = None
     steps: int = 1000
     lr: float = 2e-3
+    scale: tuple[float, float] = (0.75, 1.5)
     color: float = 0.2
 
     def __post_init__(self) -> None:

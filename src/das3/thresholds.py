@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from das3.bench import Bench
-from das3.tones import PLAIN
 
 __all__ = ["confidence_histogram", "data_set_thresholds", "label_above", "normalized_labels", "thresholds_of"]
 
@@ -53,7 +52,7 @@ def data_set_thresholds(
     share: float,
     *,
     adjust: Callable[[Tensor], Tensor] = lambda probs: probs,
-    tones: Sequence[str] = (PLAIN,),
+    tone: str | None = None,
 ) -> Tensor:
     """λ_c over all target images, C float32, by one pass of the model that enters the stage.
 
@@ -61,13 +60,13 @@ def data_set_thresholds(
         bench: model and images.
         share: in (0, 1], see `thresholds_of`.
         adjust: probabilities C×H×W of an image → those whose confidences count.
-        tones: see `das3.bench.Bench.label_all`.
+        tone: see `das3.bench.Bench.label_all`.
     """
 
     def confidences(probs: Tensor) -> dict[str, Tensor]:
         return {"histogram": confidence_histogram(adjust(probs)).int()}
 
-    store = bench.label_all("confidences", confidences, tones=tones)
+    store = bench.label_all("confidences", confidences, tone=tone)
     total = sum(torch.from_numpy(store[i]["histogram"]).long() for i in range(len(store)))
     assert isinstance(total, Tensor)
     return thresholds_of(total, share).to(bench.fabric.device)

@@ -21,7 +21,6 @@ class AtpAlignOptions(AlignOptions):
     """Options of stage 1 as released."""
 
     steps: int = 150
-    scale: tuple[float, float] = (0.75, 1.5)
     alpha: float = 1e-3
     detach_focus: bool = False
     diversity: float = 1e-4
@@ -40,7 +39,6 @@ class AtpSelfTrainOptions(SelfTrainOptions):
     """Options of stage 2 as released."""
 
     steps: int = 200
-    scale: tuple[float, float] = (0.75, 1.5)
     negative_threshold: float = 0.04
     negative_form: Literal["separate", "pooled"] = "pooled"
     balance: float = 0.0

@@ -39,11 +39,10 @@ class AlignOptions(StageOptions):
 
     steps: int = 60
     lr: float = 5e-5
-    scale: tuple[float, float] = (0.67, 1.33)
     alpha: float = 1.0
     gamma: float = 5.0
     detach_focus: bool = True
-    diversity: float = 0.5
+    diversity: float = 1.0
     a: float = 3.0
     memory: float = 0.0
     prior: Literal["uniform", "model"] = "model"

@@ -38,7 +38,7 @@ class StageOptions:
     lr: float = 1e-4
     head_lr_factor: float = 1.0
     norm: NormMode = "batch"
-    scale: tuple[float, float] = (0.75, 1.5)
+    scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
     blur: float = 0.0
 

@@ -16,7 +16,6 @@ from das3.losses import positive_loss
 from das3.mixing import class_mix
 from das3.pseudo_labels import adjusted
 from das3.stages.base import Stage, StageOptions
-from das3.tones import PLAIN
 
 __all__ = ["Propagate", "split_by_entropy"]
 
@@ -32,14 +31,13 @@ class PropagateOptions(StageOptions):
         balance: in [0, 1]; how much a class counts for more that wins too few pixels, in the teacher's labels, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        tones: label with the mean prediction over copies of the image in other tones, as in stage 2.
+        tones: show the teacher the images in the tone in which it makes most of them, as in stage 2.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
 
     steps: int = 240
     lr: float = 3e-4
-    scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.3
     blur: float = 0.3
     easy_share: float = 0.3
@@ -87,9 +85,9 @@ class Propagate(Stage[PropagateOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
-        tones = bench.trusted_tones() if self.options.tones else (PLAIN,)
-        self.habits = bench.habits(tones)
-        store = self.pseudo_labels = bench.label_all("teacher", self._teach, tones=tones, refine=self.options.refine)
+        tone = bench.best_tone() if self.options.tones else None
+        self.habits = bench.habits(tone)
+        store = self.pseudo_labels = bench.label_all("teacher", self._teach, tone=tone, refine=self.options.refine)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
         plain = bench.samples(self.options, maps=store.maps("labels"))

@@ -14,7 +14,6 @@ from das3.losses import negative_loss, positive_loss
 from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage, StageOptions
 from das3.thresholds import data_set_thresholds, normalized_labels
-from das3.tones import PLAIN
 
 __all__ = ["SelfTrain"]
 
@@ -37,15 +36,14 @@ class SelfTrainOptions(StageOptions):
         balance: in [0, 1]; how much a class counts for more that wins too few pixels, where positive labels are made,
             see `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        tones: label with the mean prediction over copies of the image in other tones, those in which the model clearly
-            makes more of the images, see `das3.bench.Bench.trusted_tones`; often there is none.
+        tones: show the model that labels the images in another tone, such as grey, if there is one in which it clearly
+            makes more of them, see `das3.bench.Bench.best_tone`; often there is none.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         rounds: how often the labels are made anew and the stage is run.
     """
 
     steps: int = 250
     lr: float = 3e-4
-    scale: tuple[float, float] = (0.67, 1.33)
     color: float = 0.3
     blur: float = 0.3
     share: float = 0.3
@@ -89,11 +87,11 @@ class SelfTrain(Stage[SelfTrainOptions]):
         """Label every image in both directions, once, in evaluation mode."""
         options = self.options
         self.num_classes = bench.segmenter.num_classes
-        tones = bench.trusted_tones() if options.tones else (PLAIN,)
-        self.habits = bench.habits(tones)
+        tone = bench.best_tone() if options.tones else None
+        self.habits = bench.habits(tone)
         if options.thresholds == "data":
-            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, tones=tones)
-        store = self.pseudo_labels = bench.label_all("labels", self._label, tones=tones, refine=options.refine)
+            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, tone=tone)
+        store = self.pseudo_labels = bench.label_all("labels", self._label, tone=tone, refine=options.refine)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _likely(self, probs: Tensor) -> Tensor:
