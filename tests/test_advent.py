@@ -87,7 +87,7 @@ def network(pointwise=False):
 def prepared(world, folder, segmenter, crop=(32, 48)):
     """The stage after `prepare`, and a batch of its samples."""
     source, target = world
-    stage = Advent(AdventOptions(), source.images, LabelMaps(source, source.images.sizes()))
+    stage = Advent(AdventOptions(scale=(0.75, 1.5)), source.images, LabelMaps(source, source.images.sizes()))
     samples = stage.prepare(Bench(make_fabric("cpu", "32"), segmenter, target, folder, (0, 0), crop, 4))
     return stage, default_collate([samples[n] for n in range(4)])
 
