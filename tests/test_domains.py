@@ -1,17 +1,28 @@
-"""The rendered shifts that are not streets."""
+"""The shifts that defaults are chosen on."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from das3.suite_file import find_suite
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "domains" / "render.py"
-spec = importlib.util.spec_from_file_location("render", FILE)
-render = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(render)
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "domains"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # the one imports the other
+    spec.loader.exec_module(module)
+    return module
+
+
+render, camvid_dev = script("render"), script("camvid_dev")
 
 
 @pytest.mark.parametrize("name", render.DOMAINS)
@@ -34,3 +45,28 @@ def test_a_domain_is_a_suite(tmp_path, monkeypatch):
     suite = find_suite(str(tmp_path / "aerial.yaml"))
     assert (len(suite.target().images), len(suite.test().images)) == (2, 2)
     assert list(suite.test().class_names) == render.DOMAINS["aerial"][1]
+
+
+@pytest.mark.parametrize("name", camvid_dev.SHIFTS)
+def test_a_sequence_of_camvid_by_day_is_the_target_of_the_others(name, tmp_path):
+    """One of its frames in two is for testing; labels are kept or merged, and the camera changes the target alone."""
+    classes = ["sky", "road", "car"]
+    day, merged = tmp_path / "camvid" / "day", tmp_path / "idd-lite"
+    for folder in (day / "images", day / "labels", merged):
+        folder.mkdir(parents=True)
+    table = {"classes": classes, "as_idd_lite": {"map": {"0": 1, "1": 0, "2": 0}}}
+    (tmp_path / "camvid/classes.json").write_text(json.dumps(table))
+    (merged / "classes.json").write_text(json.dumps({"classes": ["ground", "sky"]}))
+    for frame in ("0006R0_1", "0016E5_1", "Seq05VD_1", "Seq05VD_2", "Seq05VD_3"):
+        Image.new("RGB", (24, 18), (200, 180, 160)).save(day / f"images/{frame}.jpg")
+        label = np.array([0, 2, 255], np.uint8).repeat(144).reshape(18, 24)
+        Image.fromarray(label).save(day / f"labels/{frame}.png")
+    camvid_dev.write(name, day, tmp_path / name)
+    suite = find_suite(str(tmp_path / name / f"{name}.yaml"))
+    source, target, test = suite.source(), suite.target(), suite.test()
+    assert source.images.names == ["0006R0_1", "0016E5_1"]
+    assert (target.images.names, test.images.names) == (["Seq05VD_1", "Seq05VD_3"], ["Seq05VD_2"])
+    expected = ({1, 0, 255}, ("ground", "sky")) if name == "haze" else ({0, 2, 255}, tuple(classes))
+    assert ({*np.unique(target.label(0))}, tuple(target.class_names)) == expected
+    assert abs(int(source.images[0].mean()) - 180) < 3
+    assert abs(int(target.images[0].mean()) - 180) > 10
