@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from render import Camera
+from render import FOLDERS, Camera
 
 SHIFTS = {
     "dark": (Camera(0.45, (1.05, 0.9, 0.95), noise=0.03, blur=0.6), None),
@@ -22,18 +22,16 @@ SHIFTS = {
 }
 TARGET_SEQUENCE = "Seq05VD"
 
-SUITE = """\
-source: {images: source/images, labels: source/labels}
-target: {images: target/images, labels: target/labels}
-test: {images: test/images, labels: test/labels}
-classes: classes.json
-network: das3:small
+SUITE = (
+    FOLDERS
+    + """\
 model_args: {width: 32}
 size: 144
 source_options: {steps: 500, batch_size: 8, lr: 2.0e-3, color: 0.2, precision: bf16}
 oracle_options: {steps: 300, batch_size: 8, lr: 1.0e-3, color: 0.2, precision: bf16}
 options: {precision: bf16}
 """
+)
 
 
 def write(name: str, day: Path, folder: Path) -> None:

@@ -163,15 +163,20 @@ DOMAINS: dict[str, tuple[Callable[[Random, bool], tuple[NDArray[np.uint8], Label
 
 PARTS = {"source": 300, "target": 150, "test": 80}
 
-SUITE = """\
+FOLDERS = """\
 source: {images: source/images, labels: source/labels}
 target: {images: target/images, labels: target/labels}
 test: {images: test/images, labels: test/labels}
 classes: classes.json
 network: das3:small
+"""
+SUITE = (
+    FOLDERS
+    + """\
 source_options: {steps: 300, lr: 3.0e-3}
 oracle_options: {steps: 200, lr: 2.0e-3}
 """
+)
 
 
 def write(name: str, folder: Path) -> None:
