@@ -15,7 +15,7 @@ from das3.bench import Bench, Habits
 from das3.data.images import open_images
 from das3.engine import LoopOptions, StepState, make_fabric, train
 from das3.errors import RecipeError
-from das3.norms import reestimate
+from das3.norms import batch_norms, reestimate
 from das3.pseudo_labels import unpack_negatives
 from das3.segmenter import Segmenter
 from das3.stages import find_stage, stage_types
@@ -326,6 +326,23 @@ def test_the_prior_of_stage_1_is_the_mean_prediction_and_more_of_what_wins_too_l
     monkeypatch.setattr("das3.bench.Bench.habits", lambda self: habits)
     stage, _ = prepared("align", tmp_path, network(), balance=0.5)
     torch.testing.assert_close(stage.prior, torch.tensor([0.7, 0.2, 0.2]) / 1.1)
+
+
+def test_stage_1_hands_on_norm_statistics_of_whole_images(tmp_path):
+    segmenter = network()
+    stage, _ = prepared("align", tmp_path, segmenter)
+    bench = bench_of(tmp_path, segmenter)
+    for norm in batch_norms(segmenter):
+        norm.running_mean.fill_(7.0)
+    stage.finish(bench)
+    left = [norm.running_mean.clone() for norm in batch_norms(segmenter)]
+    reestimate(segmenter, bench.batches())
+    for found, norm in zip(left, batch_norms(segmenter), strict=True):
+        torch.testing.assert_close(found, norm.running_mean)
+    stage.options = dataclasses.replace(stage.options, norm="target")
+    next(batch_norms(segmenter)).running_mean.fill_(7.0)
+    stage.finish(bench)
+    assert (next(batch_norms(segmenter)).running_mean == 7.0).all()
 
 
 def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):

@@ -279,6 +279,7 @@ def run_phases(
             save_checkpoint(run.checkpoints / "last.pt", {**done, **weights, **_fields(step)})
 
         train(fabric, segmenter, stage, samples, recipe, seed=seed, start=start, report=report, save=save)
+        stage.finish(bench)
         outcome.rows.append(_row(phase.name, clock.seconds(), measure(segmenter), display))
         save_checkpoint(_end(run, number, phases), {"segmenter": segmenter.state_dict()})
         save_checkpoint(run.checkpoints / "last.pt", {**where(), "phase": number + 1, "step": 0, "seconds": 0.0})

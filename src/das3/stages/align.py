@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
+from das3.norms import reestimate
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, StageOptions
 
@@ -82,6 +83,11 @@ class Align(Stage[AlignOptions]):
             shares = layout.mean(dim=(1, 2)) * shortfall**self.options.balance
             self.prior = shares / shares.sum()
         return bench.samples(self.options)
+
+    def finish(self, bench: Bench) -> None:
+        """Norm statistics of whole images: those of the last batches of crops are a worse estimate of the same."""
+        if self.options.norm == "batch":
+            reestimate(bench.segmenter, bench.batches(bench.some_groups()))
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Focal entropy of every pixel and diversity of the (running) mean prediction."""

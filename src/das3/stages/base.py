@@ -106,6 +106,9 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
     def after_step(self, segmenter: Segmenter) -> None:
         """Called after every optimiser step, e.g. to move a teacher."""
 
+    def finish(self, bench: Bench) -> None:
+        """Called when all steps are done: what is left to do with the trained model."""
+
 
 def parameter_groups(segmenter: Segmenter, stage: Stage[Any], weight_decay: float) -> list[dict[str, Any]]:
     """Optimiser groups: the classifier and the stage's own parameters with their own rates; no weight decay on biases
