@@ -30,7 +30,8 @@ def needs_reestimation(mode: NormMode, earlier: Sequence[NormMode]) -> bool:
     """Whether statistics are to be re-estimated before a stage in this mode, after stages in the `earlier` modes.
 
     They are the source's until a stage has run on the target. Training on batches then leaves statistics that fit its
-    weights, of augmented crops, and better ones than a new estimate over whole images: see docs/decisions/0008.
+    weights, of augmented crops, and better ones than a new estimate over whole images: see docs/decisions/0008, and
+    0010 for stage 1, which augments nothing.
     """
     return mode == "target" or (mode == "batch" and all(one == "frozen" for one in earlier))
 
