@@ -1,10 +1,11 @@
-"""The average of the weights against its definition."""
+"""Averages of weights against their definition."""
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from das3.averages import WeightAverage
+from das3.averages import WeightAverage, blend_weights, copied_weights
 
 
 def networks(count):
@@ -45,3 +46,25 @@ def test_it_goes_on_where_it_stopped():
     target = next(networks(1))
     second.copy_to(target)
     assert all(torch.equal(value, whole.values[name]) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+def test_a_share_of_the_weights_before_stays(keep):
+    network, other = networks(2)
+    before, after = copied_weights(network), copied_weights(other)
+    network.load_state_dict(other.state_dict())
+    blend_weights(network, before, keep)
+    for name, value in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            assert value == after[name]
+        else:
+            expected = keep * before[name].double().numpy() + (1 - keep) * after[name].double().numpy()
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_copy_stays_when_the_network_is_trained():
+    network = next(networks(1))
+    before = copied_weights(network)
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    torch.testing.assert_close(before["0.weight"] + 1, network[0].weight)

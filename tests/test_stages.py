@@ -345,6 +345,17 @@ def test_stage_1_hands_on_norm_statistics_of_whole_images(tmp_path):
     assert (next(batch_norms(segmenter)).running_mean == 7.0).all()
 
 
+@pytest.mark.parametrize("name", ["selftrain", "propagate"])
+def test_a_share_of_the_weights_that_entered_stays(name, tmp_path):
+    segmenter = network()
+    stage, _ = prepared(name, tmp_path, segmenter, keep=0.25)
+    before = segmenter.model[0].weight.detach().clone()
+    with torch.no_grad():
+        segmenter.model[0].weight.add_(4)
+    stage.finish(bench_of(tmp_path, segmenter))
+    torch.testing.assert_close(segmenter.model[0].weight, before + 3)
+
+
 def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
     probs = torch.tensor([0.96, 0.03, 0.01]).view(3, 1, 1).expand(3, 2, 2)
     labels, negatives = labels_of(labeller, probs, balance=0.0, share=1.0)

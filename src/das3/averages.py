@@ -1,13 +1,14 @@
-"""A moving average of a network's weights: what a stage hands on is steadier than the weights of its last step."""
+"""Averages of a network's weights: what a stage hands on is steadier than the weights of its last step."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightAverage"]
+__all__ = ["WeightAverage", "blend_weights", "copied_weights"]
 
 
 class WeightAverage:
@@ -51,3 +52,25 @@ class WeightAverage:
         values: dict[str, Tensor] = state["values"]
         for name, value in values.items():
             self.values[name].copy_(value)
+
+
+def copied_weights(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of the parameters and buffers, for `blend_weights`."""
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+@torch.no_grad()
+def blend_weights(network: nn.Module, before: Mapping[str, Tensor], keep: float) -> None:
+    """weights ← keep · before + (1 − keep) · weights, norm statistics alike; counters stay as they are.
+
+    Args:
+        network: trained from `before`; changed.
+        before: its weights before that, see `copied_weights`.
+        keep: in [0, 1].
+
+    Source: WiSE-FT (Wortsman et al., CVPR 2022), for models that are fine-tuned: what they could do before and what
+    they have learnt add up along the line between both.
+    """
+    for name, value in network.state_dict().items():
+        if value.dtype.is_floating_point:
+            value.lerp_(before[name], keep)

@@ -19,7 +19,7 @@ __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe"
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "atp": {
         "stages": ["atp-align", "atp-selftrain", "propagate"],
-        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0, "tones": False},
+        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0, "tones": False, "keep": 0.0},
     },
     "das3": {},
 }
@@ -62,6 +62,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "selftrain.balance=0",
         "selftrain.layout=0",
         "selftrain.tones=false",
+        "selftrain.keep=0",
         "selftrain.refine=true",
         "selftrain.smoothing=0.1",
         "selftrain.color=0.5",
@@ -75,6 +76,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.balance=0",
         "propagate.layout=0",
         "propagate.tones=false",
+        "propagate.keep=0",
         "propagate.refine=true",
         "propagate.smoothing=0.1",
         "propagate.color=0.1",

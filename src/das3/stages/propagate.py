@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das3.averages import blend_weights, copied_weights
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.entropy import entropy_of_probs
@@ -33,6 +34,7 @@ class PropagateOptions(StageOptions):
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         tones: show the teacher the images in the tone in which it makes most of them, as in stage 2.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
+        keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
 
@@ -47,6 +49,7 @@ class PropagateOptions(StageOptions):
     layout: float = 0.5
     tones: bool = True
     refine: bool = False
+    keep: float = 0.3
     rounds: int = 1
 
     def checks(self) -> dict[str, bool]:
@@ -56,6 +59,7 @@ class PropagateOptions(StageOptions):
             "smoothing": 0 <= self.smoothing < 1,
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
+            "keep": 0 <= self.keep < 1,
             "rounds": self.rounds >= 1,
         }
 
@@ -85,6 +89,7 @@ class Propagate(Stage[PropagateOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
+        self.entered = copied_weights(bench.segmenter)
         tone = bench.best_tone() if self.options.tones else None
         self.habits = bench.habits(tone)
         store = self.pseudo_labels = bench.label_all("teacher", self._teach, tone=tone, refine=self.options.refine)
@@ -97,6 +102,10 @@ class Propagate(Stage[PropagateOptions]):
         likely = adjusted(probs, *self.habits, balance=self.options.balance, place=self.options.layout)
         labels = likely.argmax(dim=0).to(torch.uint8)
         return {"labels": labels, "entropy": entropy_of_probs(probs[None]).mean()}
+
+    def finish(self, bench: Bench) -> None:
+        """Some of what the model could do before stays."""
+        blend_weights(bench.segmenter, self.entered, self.options.keep)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy with the teacher's labels, the easy and the hard half each as its own mean."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from das3.averages import blend_weights, copied_weights
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import negative_loss, positive_loss
@@ -39,6 +40,7 @@ class SelfTrainOptions(StageOptions):
         tones: show the model that labels the images in another tone, such as grey, if there is one in which it clearly
             makes more of them, see `das3.bench.Bench.best_tone`; often there is none.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
+        keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the labels are made anew and the stage is run.
     """
 
@@ -58,6 +60,7 @@ class SelfTrainOptions(StageOptions):
     layout: float = 1.0
     tones: bool = True
     refine: bool = False
+    keep: float = 0.3
     rounds: int = 1
 
     def checks(self) -> dict[str, bool]:
@@ -73,6 +76,7 @@ class SelfTrainOptions(StageOptions):
             "negative_where": self.negative_where in ("all", "unlabelled"),
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
+            "keep": 0 <= self.keep < 1,
             "rounds": self.rounds >= 1,
         }
 
@@ -87,6 +91,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
         """Label every image in both directions, once, in evaluation mode."""
         options = self.options
         self.num_classes = bench.segmenter.num_classes
+        self.entered = copied_weights(bench.segmenter)
         tone = bench.best_tone() if options.tones else None
         self.habits = bench.habits(tone)
         if options.thresholds == "data":
@@ -107,6 +112,10 @@ class SelfTrain(Stage[SelfTrainOptions]):
         # A rare class may have won where it is below the threshold; a pixel's own label is never ruled out.
         negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives
         return {"labels": positives, "negatives": pack_negatives(negatives)}
+
+    def finish(self, bench: Bench) -> None:
+        """Some of what the model could do before stays."""
+        blend_weights(bench.segmenter, self.entered, self.options.keep)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy on the positive labels, −log(1 − p) on the negative ones."""
