@@ -12,6 +12,7 @@ import torch
 
 import worlds
 from das3.api import adapt
+from das3.checkpoints import load_checkpoint, save_checkpoint
 from das3.errors import RecipeError, TrainingError
 from das3.models import load_segmenter
 from das3.source import SourceRecipe, train_source
@@ -132,6 +133,30 @@ def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
     assert steps == sorted(set(steps))
     names = [row["name"] for row in json.loads((out / "summary.json").read_text())["stages"]]
     assert names == ["source", "align", "selftrain", "selftrain-2", "propagate"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, monkeypatch, how):
+    """torch.save would turn it into a RuntimeError about a file that can't be written."""
+    path, before = tmp_path / "last.pt", signal.signal(how, signal.default_int_handler)
+
+    class Interrupting:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            signal.raise_signal(how)
+            return self.file.write(data)
+
+    save = torch.save
+    monkeypatch.setattr("torch.save", lambda state, file: save(state, Interrupting(file)))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(path, {"step": 3, "weights": torch.ones(1000)})
+        assert signal.getsignal(how) is signal.default_int_handler
+    finally:
+        signal.signal(how, before)
+    assert load_checkpoint(path)["step"] == 3
 
 
 def test_killed_while_labelling(world, whole, tmp_path):

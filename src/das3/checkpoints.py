@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with _held_back_interrupts(), part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
@@ -44,6 +48,26 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise TrainingError(
             f"can't write {path} ({error.strerror}); free some space, then go on with --resume"
         ) from error
+
+
+@contextmanager
+def _held_back_interrupts() -> Iterator[None]:
+    """Ctrl-C within takes effect afterwards: inside torch.save it would come out as a RuntimeError."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    caught: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+    for kind in kinds:
+        signal.signal(kind, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, signal.SIG_DFL if handler is None else handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
