@@ -148,6 +148,9 @@ def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, 
             signal.raise_signal(how)
             return self.file.write(data)
 
+        def flush(self):
+            self.file.flush()
+
     save = torch.save
     monkeypatch.setattr("torch.save", lambda state, file: save(state, Interrupting(file)))
     try:
