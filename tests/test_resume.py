@@ -135,6 +135,19 @@ def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
     assert names == ["source", "align", "selftrain", "selftrain-2", "propagate"]
 
 
+def test_a_run_lets_a_stage_finish(world, tmp_path):
+    """What is handed on lies halfway between what entered the stage and what it would be without keeping any."""
+    found = {}
+    for keep in (0.0, 0.5):
+        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "keep": keep}}
+        result = adapt(world / "trained", world / "target" / "images", out=tmp_path / str(keep), quiet=True, **options)
+        found[keep] = dict(result.model.named_parameters())
+    entered = dict(load_segmenter(world / "trained").model.named_parameters())
+    for name, value in found[0.5].items():
+        torch.testing.assert_close(value, (entered[name] + found[0.0][name]) / 2)
+    assert any(not torch.equal(found[0.0][name], found[0.5][name]) for name in entered)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, monkeypatch, how):
     """torch.save would turn it into a RuntimeError about a file that can't be written."""
