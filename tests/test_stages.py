@@ -29,6 +29,7 @@ LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1, average=0.5)
 
 # A value out of range for every option that has a range.
 WRONG = {
+    "moments": -1,
     **{"steps": -1, "lr": 0.0, "head_lr_factor": -1.0, "norm": "none", "scale": (0.0, 1.0), "color": -1.0, "blur": 2.0},
     **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "balance": 2.0},
     **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},

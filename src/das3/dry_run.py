@@ -30,6 +30,7 @@ from das3.data.samples import auto_crop
 from das3.engine import Record, make_fabric, train
 from das3.errors import RecipeError
 from das3.evaluate import evaluate
+from das3.moments import remembered_moments
 from das3.norms import reestimate
 from das3.recipe import Recipe
 from das3.segmenter import Segmenter, evaluating
@@ -250,7 +251,8 @@ def stage_cost(
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory(prefix="das3-dry-run-") as folder:
         seed = (recipe.seed, 0)
-        bench = Bench(fabric, segmenter, shown, Path(folder), seed, crop, batch_size)
+        moments = remembered_moments(segmenter)
+        bench = Bench(fabric, segmenter, shown, Path(folder), seed, crop, batch_size, moments)
         try:
             began = time.perf_counter()
             if stage.options.norm != "frozen":

@@ -29,6 +29,7 @@ from das3.data.samples import auto_crop
 from das3.engine import Record, StepState, train
 from das3.errors import RecipeError
 from das3.label_store import LabelStore
+from das3.moments import remembered_moments
 from das3.norms import NormMode, needs_reestimation, reestimate
 from das3.progress import Display
 from das3.recipe import Recipe, RunOptions
@@ -227,6 +228,7 @@ def run_phases(
     """
     recipe, state = run.recipe, run.last()
     segmenter.to(fabric.device)
+    source_moments = remembered_moments(segmenter)
     outcome = Outcome(rows=list(state["rows"]))
     if state.get("labels"):
         outcome.pseudo_labels = LabelStore(run.folder / state["labels"], images.names)
@@ -253,9 +255,8 @@ def run_phases(
         clock = _Clock(state["seconds"] if number == state["phase"] else 0.0)
         seed = (recipe.seed, number)
         folder = run.folder / "work" / f"{number}-{phase.name}"
-        bench = Bench(
-            fabric, segmenter, images, folder, seed, crop, recipe.batch_size // fabric.world_size, display.track
-        )
+        batch_size = recipe.batch_size // fabric.world_size
+        bench = Bench(fabric, segmenter, images, folder, seed, crop, batch_size, source_moments, display.track)
         if needed:
             reestimate(segmenter, bench.batches(bench.some_groups()))
         samples = stage.prepare(bench)
