@@ -23,7 +23,7 @@ OPTIONS = {
     "log_every": 2,
     "device": "cpu",
     "align": {"steps": STEPS, "memory": 0.5, "moments": 1.0},
-    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2},
+    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2, "moments": 0.3},
     "propagate": {"steps": STEPS, "blur": 0.5},
 }
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from das3.data.samples import Maps, Samples, View
 from das3.entropy import entropy_of_probs
 from das3.label_store import LabelStore
-from das3.moments import Moments
 from das3.norms import reestimate, restored_statistics
 from das3.refine import refined
 from das3.segmenter import Segmenter
@@ -69,7 +68,6 @@ class Bench:
         seed: everything random in the stage depends on it.
         crop: (height, width) of training samples.
         batch_size: samples per batch on this process.
-        source_moments: what the batch-norm layers of the model remembered of the source when it came in.
         track: wraps a long iteration to show its progress.
     """
 
@@ -80,7 +78,6 @@ class Bench:
     seed: tuple[int, ...]
     crop: tuple[int, int]
     batch_size: int = 8
-    source_moments: Sequence[Moments] = ()
     track: Callable[[Iterable[T], str, int], Iterable[T]] = field(default=_no_progress)
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:

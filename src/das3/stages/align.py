@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
-from das3.moments import Moments, moments_loss, watched_moments
 from das3.norms import reestimate
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, StageOptions
@@ -38,8 +36,6 @@ class AlignOptions(StageOptions):
             model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
         balance: in [0, 1]; how much a class counts for more in that mean prediction q that wins too few pixels:
             q s^balance, s as in `das3.bench.Habits`, since a model in doubt predicts rare classes too rarely.
-        moments: weight of the distance between the features' moments and those that the batch-norm layers remember of
-            the source, see `das3.moments.moments_loss`; 0 is the paper's.
     """
 
     steps: int = 60
@@ -52,7 +48,6 @@ class AlignOptions(StageOptions):
     memory: float = 0.0
     prior: Literal["uniform", "model"] = "model"
     balance: float = 0.5
-    moments: float = 0.0
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
@@ -64,12 +59,11 @@ class AlignOptions(StageOptions):
             "memory": 0 <= self.memory < 1,
             "prior": self.prior in ("uniform", "model"),
             "balance": 0 <= self.balance <= 1,
-            "moments": self.moments >= 0,
         }
 
 
 class Align(Stage[AlignOptions]):
-    """L_1 = L_fent + λ_div L_wdiv on f alone. Source: DAS3, stage 1; `moments` adds a third term."""
+    """L_1 = L_fent + λ_div L_wdiv on f alone. Source: DAS3, stage 1."""
 
     name = "align"
     Options = AlignOptions
@@ -82,7 +76,6 @@ class Align(Stage[AlignOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """The prior, if it is the model's, and room for the running mean prediction."""
         classes = bench.segmenter.num_classes
-        self.source_moments = bench.source_moments
         self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
         self.prior = None
         if self.options.prior == "model":
@@ -99,15 +92,13 @@ class Align(Stage[AlignOptions]):
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Focal entropy of every pixel and diversity of the (running) mean prediction."""
         options = self.options
-        nothing: AbstractContextManager[dict[int, Moments]] = nullcontext({})
-        with watched_moments(segmenter) if options.moments else nothing as moments:
-            logits = segmenter(batch["image"])
+        logits = segmenter(batch["image"])
         mean = mean_prediction(logits, a=options.a, valid=batch["valid"])
         if options.memory:
             past = self.running if self.running.any() else mean.detach()
             mean = options.memory * past + (1 - options.memory) * mean
             self.running.copy_(mean.detach())
-        losses = {
+        return {
             "focal_entropy": focal_entropy_loss(
                 logits,
                 gamma=options.gamma,
@@ -117,6 +108,3 @@ class Align(Stage[AlignOptions]):
             ),
             "diversity": options.diversity * diversity_loss(mean, self.prior),
         }
-        if moments:
-            losses["moments"] = options.moments * moments_loss(moments, self.source_moments)
-        return losses

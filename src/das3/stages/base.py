@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +13,7 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
 from das3.label_store import LabelStore
+from das3.moments import Moments, moments_loss, watched_moments
 from das3.norms import NormMode
 from das3.segmenter import Segmenter
 
@@ -32,6 +33,8 @@ class StageOptions:
         scale: smallest and largest random zoom.
         color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
         blur: probability of a random Gaussian blur.
+        moments: weight of the distance between the features' moments and those that the batch-norm layers of the model
+            that came in remember of the source, see `das3.moments.moments_loss`; 0 is the paper's.
     """
 
     steps: int = 200
@@ -41,6 +44,7 @@ class StageOptions:
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
     blur: float = 0.0
+    moments: float = 0.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -51,6 +55,7 @@ class StageOptions:
             "scale": len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
             "color": self.color >= 0,
             "blur": 0 <= self.blur <= 1,
+            "moments": self.moments >= 0,
             **self.checks(),
         }
         for name, ok in checks.items():
@@ -77,6 +82,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
+        source_moments: what the batch-norm layers remembered when the model came in.
     """
 
     name: ClassVar[str]
@@ -87,6 +93,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         super().__init__()
         self.options = options
         self.pseudo_labels: LabelStore | None = None
+        self.source_moments: Sequence[Moments] = ()
 
     def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
         """Parameters that the stage trains; all others are frozen."""
@@ -102,6 +109,14 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
 
         `segmenter` is called as a function; under mixed precision and several processes it is wrapped.
         """
+
+    def terms(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """What is minimised: `loss`, and the distance of the features' moments where the options give it a weight."""
+        if not (self.options.moments and self.source_moments):
+            return self.loss(segmenter, batch)
+        with watched_moments(segmenter) as now:
+            losses = self.loss(segmenter, batch)
+        return {**losses, "moments": self.options.moments * moments_loss(now, self.source_moments)}
 
     def after_step(self, segmenter: Segmenter) -> None:
         """Called after every optimiser step, e.g. to move a teacher."""
