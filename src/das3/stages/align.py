@@ -14,13 +14,13 @@ from das3.data.samples import Sample, Samples
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
 from das3.norms import reestimate
 from das3.segmenter import Segmenter
-from das3.stages.base import Stage, StageOptions
+from das3.stages.base import MomentsOptions, Stage
 
 __all__ = ["Align"]
 
 
 @dataclass(frozen=True)
-class AlignOptions(StageOptions):
+class AlignOptions(MomentsOptions):
     """Options of stage 1.
 
     Attributes:
@@ -52,6 +52,7 @@ class AlignOptions(StageOptions):
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
         return {
+            **super().checks(),
             "alpha": self.alpha >= 0,
             "gamma": self.gamma >= 0,
             "diversity": self.diversity >= 0,

@@ -33,8 +33,6 @@ class StageOptions:
         scale: smallest and largest random zoom.
         color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
         blur: probability of a random Gaussian blur.
-        moments: weight of the distance between the features' moments and those that the batch-norm layers of the model
-            that came in remember of the source, see `das3.moments.moments_loss`; 0 is the paper's.
     """
 
     steps: int = 200
@@ -44,7 +42,6 @@ class StageOptions:
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
     blur: float = 0.0
-    moments: float = 0.0
 
     def __post_init__(self) -> None:
         checks = {
@@ -55,7 +52,6 @@ class StageOptions:
             "scale": len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
             "color": self.color >= 0,
             "blur": 0 <= self.blur <= 1,
-            "moments": self.moments >= 0,
             **self.checks(),
         }
         for name, ok in checks.items():
@@ -65,6 +61,22 @@ class StageOptions:
     def checks(self) -> dict[str, bool]:
         """A stage's own fields → whether the value can be used."""
         return {}
+
+
+@dataclass(frozen=True)
+class MomentsOptions(StageOptions):
+    """Options of stages that can hold the features to what the model remembers of the source.
+
+    Attributes:
+        moments: weight of the distance between the features' moments and those that the batch-norm layers of the model
+            that came in remember, see `das3.moments.moments_loss`; 0 is the paper's.
+    """
+
+    moments: float = 0.0
+
+    def checks(self) -> dict[str, bool]:
+        """Ranges of this class's own options."""
+        return {"moments": self.moments >= 0}
 
 
 OptionsT = TypeVar("OptionsT", bound=StageOptions)
@@ -112,11 +124,12 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
 
     def terms(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """What is minimised: `loss`, and the distance of the features' moments where the options give it a weight."""
-        if not (self.options.moments and self.source_moments):
+        weight = getattr(self.options, "moments", 0.0)
+        if not (weight and self.source_moments):
             return self.loss(segmenter, batch)
         with watched_moments(segmenter) as now:
             losses = self.loss(segmenter, batch)
-        return {**losses, "moments": self.options.moments * moments_loss(now, self.source_moments)}
+        return {**losses, "moments": weight * moments_loss(now, self.source_moments)}
 
     def after_step(self, segmenter: Segmenter) -> None:
         """Called after every optimiser step, e.g. to move a teacher."""
