@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -9,9 +10,9 @@ from torch import nn
 
 import worlds
 from das3.api import adapt
+from das3.bench import Insight
 from das3.moments import Moments, _BatchMoments, moments_loss, remembered_moments, watched_moments
 from das3.norms import batch_norms, reestimate
-from das3.stages import find_stage
 
 values = st.lists(st.floats(-50, 50), min_size=4, max_size=4)
 spreads = st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4)
@@ -94,37 +95,63 @@ def test_layers_that_were_not_called_do_not_count():
     assert moments_loss({0: moments([0.0], [1.0])}, then).item() == 0
 
 
-def distance_after(weight, tmp_path):
-    """How far the features of the target are from the source's after stage 1."""
+@pytest.fixture
+def shifted():
+    """A network that remembers smooth images, and images of noise."""
     torch.manual_seed(0)
     segmenter = worlds.network(
         *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
         *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)),
     )
     smooth = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    reestimate(segmenter, [nn.functional.interpolate(smooth, scale_factor=8, mode="bilinear")])  # the source's images
-    then = remembered_moments(segmenter)
-    before = segmenter.model.get_submodule(segmenter.classifier[0]).weight.detach().clone()
+    reestimate(segmenter, [nn.functional.interpolate(smooth, scale_factor=8, mode="bilinear")])
     noise = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(8)]
-    recipe = {"stages": ["align"], "align": {"moments": weight, "steps": 30, "lr": 3e-3}, "device": "cpu"}
-    segmenter = adapt(segmenter, noise, out=tmp_path / str(weight), recipe=recipe, quiet=True).segmenter
-    (last,) = segmenter.classifier
-    assert torch.equal(segmenter.model.get_submodule(last).weight, before)
-    batch = torch.from_numpy(np.stack(noise)).permute(0, 3, 1, 2).float() / 255
+    return segmenter, noise
+
+
+def distance(segmenter, images, then):
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     with watched_moments(segmenter.train()) as now, torch.no_grad():
         segmenter(batch)
     return moments_loss(now, then).item()
 
 
-def test_stage_1_brings_the_features_moments_to_those_of_the_source(tmp_path):
-    without, with_ = distance_after(0.0, tmp_path), distance_after(10.0, tmp_path)
-    assert with_ < 0.5 * without
+def matched(shifted, folder, **options):
+    segmenter, images = shifted
+    recipe = {"stages": ["match"], "match": {"steps": 30, "lr": 3e-3, **options}, "device": "cpu", "average": 0.0}
+    return adapt(segmenter, images, out=folder, recipe=recipe, quiet=True).segmenter
 
 
-def test_a_network_without_batch_norm_has_no_moments_to_match(tmp_path):
+def test_matching_brings_the_features_to_the_sources_moments_and_leaves_the_classifier(shifted, tmp_path, monkeypatch):
+    segmenter, images = shifted
+    then = remembered_moments(segmenter)
+    monkeypatch.setattr(Insight, "exceeds", lambda self, other, by: True)
+    after = matched(shifted, tmp_path / "30")
+    still = matched(shifted, tmp_path / "0", steps=0)
+    assert distance(after, images, then) < 0.5 * distance(still, images, then)
+    (last,) = segmenter.classifier
+    assert torch.equal(after.model.get_submodule(last).weight, segmenter.model.get_submodule(last).weight)
+
+
+def test_what_tells_no_more_is_undone(shifted, tmp_path):
+    """No model makes more of noise by all of log C."""
+    segmenter, images = shifted
+    after = matched(shifted, tmp_path, gain=1.0).state_dict()
+    entered = copy.deepcopy(segmenter)
+    reestimate(entered, [torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255])
+    for name, value in entered.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(after[name], value, msg=name)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1))
+def test_to_tell_more_a_model_must_also_be_surer(information, doubt, other, others_doubt, by):
+    exceeds = Insight(information, doubt).exceeds(Insight(other, others_doubt), by)
+    assert exceeds == (information > other + by and doubt < others_doubt)
+
+
+def test_a_network_without_batch_norm_is_left_as_it_is(tmp_path):
     segmenter = worlds.network(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 3, 1))
-    stage = find_stage("align")(find_stage("align").Options(moments=1.0))
-    stage.source_moments = remembered_moments(segmenter)
-    samples = stage.prepare(worlds.bench(segmenter, tmp_path))
-    batch = {key: value[None] for key, value in samples[0].items()}
-    assert set(stage.terms(segmenter, batch)) == {"focal_entropy", "diversity"}
+    images = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(3)]
+    after = matched((segmenter, images), tmp_path, gain=-1.0).state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in segmenter.state_dict().items())

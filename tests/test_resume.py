@@ -22,8 +22,10 @@ OPTIONS = {
     "checkpoint_every": 3,
     "log_every": 2,
     "device": "cpu",
-    "align": {"steps": STEPS, "memory": 0.5, "moments": 1.0},
-    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2, "moments": 0.3},
+    "stages": ["match", "align", "selftrain", "propagate"],
+    "match": {"steps": STEPS, "gain": -1.0},
+    "align": {"steps": STEPS, "memory": 0.5},
+    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2},
     "propagate": {"steps": STEPS, "blur": 0.5},
 }
 

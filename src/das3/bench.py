@@ -17,6 +17,7 @@ from torch import Tensor
 from das3.data.samples import Maps, Samples, View
 from das3.entropy import entropy_of_probs
 from das3.label_store import LabelStore
+from das3.moments import Moments
 from das3.norms import reestimate, restored_statistics
 from das3.refine import refined
 from das3.segmenter import Segmenter
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from das3.data.images import Images
     from das3.stages.base import StageOptions
 
-__all__ = ["Bench", "Habits"]
+__all__ = ["Bench", "Habits", "Insight"]
 
 T = TypeVar("T")
 
@@ -56,6 +57,25 @@ class Habits(NamedTuple):
     shortfall: Tensor
 
 
+class Insight(NamedTuple):
+    """How much a model makes of the target images, see `Bench.insight`.
+
+    Attributes:
+        information: of image and class, see `das3.tones.information`.
+        doubt: mean entropy, in [0, 1].
+    """
+
+    information: float
+    doubt: float
+
+    def exceeds(self, other: Insight, by: float) -> bool:
+        """Whether it tells more, and is surer of the pixels too.
+
+        What merely turns background into objects may show more of the classes, but leaves the model in doubt.
+        """
+        return self.information > other.information + by and self.doubt < other.doubt
+
+
 @dataclass
 class Bench:
     """A stage's workbench. It holds target images and no labels: there is nothing here to cheat with.
@@ -68,6 +88,7 @@ class Bench:
         seed: everything random in the stage depends on it.
         crop: (height, width) of training samples.
         batch_size: samples per batch on this process.
+        source_moments: what the batch-norm layers remembered of the source when the model came in.
         track: wraps a long iteration to show its progress.
     """
 
@@ -78,6 +99,7 @@ class Bench:
     seed: tuple[int, ...]
     crop: tuple[int, int]
     batch_size: int = 8
+    source_moments: Sequence[Moments] = ()
     track: Callable[[Iterable[T], str, int], Iterable[T]] = field(default=_no_progress)
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:
@@ -187,24 +209,31 @@ class Bench:
         both = cells / cells.sum(axis=0), (mean + _RARELY) / (won + _RARELY)
         return Habits(*(torch.tensor(values, dtype=torch.float32, device=self.fabric.device) for values in both))
 
-    def best_tone(self) -> str | None:
-        """The tone of `das3.tones.TONES` in which the model clearly makes more of some images than of plain ones.
+    def insight(self, name: str, tone: str | None = None) -> Insight:
+        """How much the model makes of some images, as it is now.
 
-        It must see more and be surer of the pixels too: a tone that merely turns background into objects may show more
-        of the classes, but leaves the model in doubt. None where there is none, as often.
+        Args:
+            name: of the folder that what it is computed from is kept in.
+            tone: see `label_all`.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
             return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
-        groups, found, doubt = self.some_groups(_FEW), {}, {}
-        for tone in TONES:
-            store = self.label_all(f"tones/{tone}", summary, groups=groups, tone=tone)
-            told = [store[i] for group in groups for i in group]
-            means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
-            found[tone], doubt[tone] = information(means, entropies), entropies.mean().item()
-        better = [t for t in TONES if found[t] > found[PLAIN] + _CLEARLY and doubt[t] < doubt[PLAIN]]
-        return max(better, key=lambda tone: found[tone], default=None)
+        groups = self.some_groups(_FEW)
+        store = self.label_all(name, summary, groups=groups, tone=tone)
+        told = [store[i] for group in groups for i in group]
+        means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
+        return Insight(information(means, entropies), entropies.mean().item())
+
+    def best_tone(self) -> str | None:
+        """The tone of `das3.tones.TONES` in which the model clearly makes more of some images than of plain ones.
+
+        None where there is none, as often.
+        """
+        found = {tone: self.insight(f"tones/{tone}", tone) for tone in TONES}
+        better = [tone for tone in TONES if found[tone].exceeds(found[PLAIN], by=_CLEARLY)]
+        return max(better, key=lambda tone: found[tone].information, default=None)
 
     def predict(self, batch: Tensor, tone: str | None = None) -> Tensor:
         """Probabilities B×C×H×W float32 of a batch of images shown in the tone."""

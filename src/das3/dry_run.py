@@ -238,7 +238,6 @@ def stage_cost(
     batch_size = recipe.batch_size // recipe.devices
     shown, crop = _Chosen(images, _largest(images, 2), shrink), _shrunk(recipe.crop, shrink)
     stage = find_stage(name)(replace(options, steps=min(options.steps, _steps(fabric)), lr=_TINY_LR))
-    stage.source_moments = remembered_moments(segmenter)
     loop = replace(recipe, batch_size=batch_size, devices=1, accumulate=1, log_every=1, checkpoint_every=2**31)
     measured = fabric.device.type == "cuda"
     saved = _Saved()
@@ -252,7 +251,8 @@ def stage_cost(
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory(prefix="das3-dry-run-") as folder:
         seed = (recipe.seed, 0)
-        bench = Bench(fabric, segmenter, shown, Path(folder), seed, crop, batch_size)
+        moments = remembered_moments(segmenter)
+        bench = Bench(fabric, segmenter, shown, Path(folder), seed, crop, batch_size, moments)
         try:
             began = time.perf_counter()
             if stage.options.norm != "frozen":

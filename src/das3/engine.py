@@ -194,7 +194,7 @@ def train(
         for micro in range(options.accumulate):
             last = micro == options.accumulate - 1
             with fabric.no_backward_sync(model, enabled=not last):
-                losses = stage.terms(model, next(batches))
+                losses = stage.loss(model, next(batches))
                 fabric.backward(torch.stack(list(losses.values())).sum() / options.accumulate)
             meter.add(losses)
         _share_gradients(fabric, stage)

@@ -36,6 +36,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "align+selftrain",
         "align+propagate",
         "selftrain+propagate",
+        "match+align+selftrain+propagate",
     ),
     "align": (
         "align.gamma=0",  # plain entropy
@@ -49,7 +50,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "align.prior=uniform",
         "align.balance=0",
         "align.detach_focus=false",
-        "align.moments=10",
     ),
     "selftrain": (
         "selftrain.negative=0",  # positive labels alone
@@ -64,7 +64,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "selftrain.layout=0",
         "selftrain.tones=false",
         "selftrain.keep=0",
-        "selftrain.moments=3",
         "selftrain.refine=true",
         "selftrain.smoothing=0.1",
         "selftrain.color=0.5",
@@ -79,7 +78,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.layout=0",
         "propagate.tones=false",
         "propagate.keep=0",
-        "propagate.moments=3",
         "propagate.refine=true",
         "propagate.smoothing=0.1",
         "propagate.color=0.1",

@@ -247,7 +247,6 @@ def run_phases(
     earlier: list[NormMode] = []
     for number, phase in enumerate(phases):
         stage = phase.make()
-        stage.source_moments = source_moments
         norm = stage.options.norm
         needed = needs_reestimation(norm, earlier)
         earlier.append(norm)
@@ -256,9 +255,8 @@ def run_phases(
         clock = _Clock(state["seconds"] if number == state["phase"] else 0.0)
         seed = (recipe.seed, number)
         folder = run.folder / "work" / f"{number}-{phase.name}"
-        bench = Bench(
-            fabric, segmenter, images, folder, seed, crop, recipe.batch_size // fabric.world_size, display.track
-        )
+        batch_size = recipe.batch_size // fabric.world_size
+        bench = Bench(fabric, segmenter, images, folder, seed, crop, batch_size, source_moments, display.track)
         if needed:
             reestimate(segmenter, bench.batches(bench.some_groups()))
         samples = stage.prepare(bench)

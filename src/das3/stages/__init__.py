@@ -9,12 +9,23 @@ from das3.errors import RecipeError
 from das3.stages.align import Align
 from das3.stages.base import Stage, StageOptions
 from das3.stages.bn import BatchNorm
+from das3.stages.match import Match
 from das3.stages.propagate import Propagate
 from das3.stages.selftrain import SelfTrain
 
-__all__ = ["Align", "BatchNorm", "Propagate", "SelfTrain", "Stage", "StageOptions", "find_stage", "stage_types"]
+__all__ = [
+    "Align",
+    "BatchNorm",
+    "Match",
+    "Propagate",
+    "SelfTrain",
+    "Stage",
+    "StageOptions",
+    "find_stage",
+    "stage_types",
+]
 
-_OWN: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm)
+_OWN: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm, Match)
 
 
 def stage_types() -> dict[str, type[Stage[Any]]]:

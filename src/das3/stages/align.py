@@ -14,13 +14,13 @@ from das3.data.samples import Sample, Samples
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
 from das3.norms import reestimate
 from das3.segmenter import Segmenter
-from das3.stages.base import MomentsOptions, Stage
+from das3.stages.base import Stage, StageOptions
 
 __all__ = ["Align"]
 
 
 @dataclass(frozen=True)
-class AlignOptions(MomentsOptions):
+class AlignOptions(StageOptions):
     """Options of stage 1.
 
     Attributes:
@@ -52,7 +52,6 @@ class AlignOptions(MomentsOptions):
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
         return {
-            **super().checks(),
             "alpha": self.alpha >= 0,
             "gamma": self.gamma >= 0,
             "diversity": self.diversity >= 0,

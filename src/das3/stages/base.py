@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,7 +13,6 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
 from das3.label_store import LabelStore
-from das3.moments import Moments, moments_loss, watched_moments
 from das3.norms import NormMode
 from das3.segmenter import Segmenter
 
@@ -63,22 +62,6 @@ class StageOptions:
         return {}
 
 
-@dataclass(frozen=True)
-class MomentsOptions(StageOptions):
-    """Options of stages that can hold the features to what the model remembers of the source.
-
-    Attributes:
-        moments: weight of the distance between the features' moments and those that the batch-norm layers of the model
-            that came in remember, see `das3.moments.moments_loss`; 0 is the paper's.
-    """
-
-    moments: float = 0.0
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this class's own options."""
-        return {"moments": self.moments >= 0}
-
-
 OptionsT = TypeVar("OptionsT", bound=StageOptions)
 
 
@@ -94,7 +77,6 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
-        source_moments: what the batch-norm layers remembered when the model came in.
     """
 
     name: ClassVar[str]
@@ -105,7 +87,6 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         super().__init__()
         self.options = options
         self.pseudo_labels: LabelStore | None = None
-        self.source_moments: Sequence[Moments] = ()
 
     def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
         """Parameters that the stage trains; all others are frozen."""
@@ -121,15 +102,6 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
 
         `segmenter` is called as a function; under mixed precision and several processes it is wrapped.
         """
-
-    def terms(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
-        """What is minimised: `loss`, and the distance of the features' moments where the options give it a weight."""
-        weight = getattr(self.options, "moments", 0.0)
-        if not (weight and self.source_moments):
-            return self.loss(segmenter, batch)
-        with watched_moments(segmenter) as now:
-            losses = self.loss(segmenter, batch)
-        return {**losses, "moments": weight * moments_loss(now, self.source_moments)}
 
     def after_step(self, segmenter: Segmenter) -> None:
         """Called after every optimiser step, e.g. to move a teacher."""

@@ -16,13 +16,13 @@ from das3.entropy import entropy_of_probs
 from das3.losses import positive_loss
 from das3.mixing import class_mix
 from das3.pseudo_labels import adjusted
-from das3.stages.base import MomentsOptions, Stage
+from das3.stages.base import Stage, StageOptions
 
 __all__ = ["Propagate", "split_by_entropy"]
 
 
 @dataclass(frozen=True)
-class PropagateOptions(MomentsOptions):
+class PropagateOptions(StageOptions):
     """Options of stage 3.
 
     Attributes:
@@ -55,7 +55,6 @@ class PropagateOptions(MomentsOptions):
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
         return {
-            **super().checks(),
             "easy_share": 0 <= self.easy_share <= 1,
             "smoothing": 0 <= self.smoothing < 1,
             "balance": 0 <= self.balance <= 1,

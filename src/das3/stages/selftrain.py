@@ -13,14 +13,14 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import negative_loss, positive_loss
 from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
-from das3.stages.base import MomentsOptions, Stage
+from das3.stages.base import Stage, StageOptions
 from das3.thresholds import data_set_thresholds, normalized_labels
 
 __all__ = ["SelfTrain"]
 
 
 @dataclass(frozen=True)
-class SelfTrainOptions(MomentsOptions):
+class SelfTrainOptions(StageOptions):
     """Options of stage 2.
 
     Attributes:
@@ -66,7 +66,6 @@ class SelfTrainOptions(MomentsOptions):
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
         return {
-            **super().checks(),
             "share": 0 < self.share <= 1,
             "thresholds": self.thresholds in ("image", "data"),
             "negative_threshold": 0 < self.negative_threshold < 1,
