@@ -105,7 +105,7 @@ def start(*arguments):
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize(("how", "phases"), [(signal.SIGKILL, range(4)), (signal.SIGINT, [2])])
+@pytest.mark.parametrize(("how", "phases"), [(signal.SIGKILL, range(5)), (signal.SIGINT, [3])])
 def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
     """One run, killed once in each phase after a random number of reports, resumed each time."""
     rng, out = random.Random(time.time()), tmp_path / "run"
@@ -134,7 +134,7 @@ def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
     steps = [(e["phase"], e["step"]) for e in map(json.loads, lines_of(out))]
     assert steps == sorted(set(steps))
     names = [row["name"] for row in json.loads((out / "summary.json").read_text())["stages"]]
-    assert names == ["source", "align", "selftrain", "selftrain-2", "propagate"]
+    assert names == ["source", "match", "align", "selftrain", "selftrain-2", "propagate"]
 
 
 def test_a_run_lets_a_stage_finish(world, tmp_path):
@@ -180,7 +180,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, 
 def test_killed_while_labelling(world, whole, tmp_path):
     out = tmp_path / "run"
     process = start(world, out)
-    labels = out / "work" / "1-selftrain" / "labels"
+    labels = out / "work" / "2-selftrain" / "labels"
     wait_for(lambda: labels.is_dir() and any(labels.iterdir()), process)
     process.kill()
     process.communicate()
