@@ -9,6 +9,7 @@ from torch import nn
 
 import reference
 from das3.errors import ModelError
+from das3.moments import remembered_moments, watched_moments
 from das3.norms import batch_norms
 from das3.rivals.fakes import Generator, PatchJudge, reverse
 from das3.rivals.sfda import attention_kl, attentions, dual_attention, easy_and_hard, statistics_loss
@@ -28,7 +29,10 @@ def test_statistics_loss():
     x = torch.randn(3, 4, 5, 6)
     flat = pixels(x)
     expected = ((flat.mean(1) - 0.5) ** 2).sum() + ((flat.var(1) - 1.25) ** 2).sum()
-    assert statistics_loss([x], [norm]).item() == close(expected)
+    then = remembered_moments(segmenter)
+    with watched_moments(segmenter) as now:
+        norm(x)
+    assert statistics_loss(now, then).item() == close(expected)
 
 
 def test_dual_attention(rng):

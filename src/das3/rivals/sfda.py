@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.entropy import entropy_of_probs
 from das3.errors import ModelError
+from das3.moments import Moments, remembered_moments, watched_moments
 from das3.norms import NormMode, batch_norms, kept_statistics, reestimate, set_norm_mode
 from das3.rivals.fakes import Generator, PatchJudge, reverse
 from das3.rivals.features import features_and_logits, to_grid
@@ -54,20 +54,15 @@ class SfdaOptions(StageOptions):
         return {**weights, "patches": self.patches >= 1, "norm": self.norm == "frozen"}
 
 
-def statistics_loss(inputs: Sequence[Tensor], norms: Sequence[_BatchNorm]) -> Tensor:
+def statistics_loss(now: Mapping[int, Moments], then: Sequence[Moments]) -> Tensor:
     """L_BNS = Σ_l ‖μ_l − μ̄_l‖² + ‖σ²_l − σ̄²_l‖² between what enters each batch norm and its running statistics.
 
     Args:
-        inputs: B×C_l×h×w each.
-        norms: the batch-norm layers, in the same order.
+        now: from `das3.moments.watched_moments`.
+        then: from `das3.moments.remembered_moments`.
     """
-    total = torch.zeros((), device=inputs[0].device)
-    for values, norm in zip(inputs, norms, strict=True):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        var, mean = torch.var_mean(values.float(), dim=(0, 2, 3), correction=0)
-        total = total + ((mean - norm.running_mean) ** 2).sum() + ((var - norm.running_var) ** 2).sum()
-    return total
+    layers = [((m.mean - then[i].mean) ** 2).sum() + ((m.var - then[i].var) ** 2).sum() for i, m in now.items()]
+    return torch.stack(layers).sum()
 
 
 def attentions(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,14 +158,9 @@ class Sfda(Stage[SfdaOptions]):
         `target` are features of target images, whose attention the made-up images are to have.
         """
         options = self.options
-        norms = list(batch_norms(self.source))
-        inputs: list[Tensor] = []
-        hooks = [n.register_forward_pre_hook(lambda _, values: inputs.append(values[0])) for n in norms]
-        with self.autocast():
+        with self.autocast(), watched_moments(self.source) as moments:
             images = self.generator(torch.randn(len(target), self.generator.latent).to(target.device))
             old_features, old_logits = features_and_logits(self.source, images)
-        for hook in hooks:
-            hook.remove()
         with kept_statistics(segmenter):
             features, logits = features_and_logits(segmenter, reverse(images))
         output = (logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))).abs().mean()
@@ -178,7 +168,7 @@ class Sfda(Stage[SfdaOptions]):
         small, old_small, target = (F.adaptive_avg_pool2d(f, grid) for f in (features, old_features, target))
         attention = (dual_attention(small) - reverse(dual_attention(old_small))).abs().mean()
         return {
-            "statistics": statistics_loss(inputs, norms),
+            "statistics": statistics_loss(moments, remembered_moments(self.source)),
             "output": options.alpha * output,
             "attention": options.beta * attention,
             "semantics": options.beta * attention_kl(old_small, target),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from das3.averages import copied_weights
@@ -67,7 +66,6 @@ class Match(Stage[MatchOptions]):
             segmenter(batch["image"])
         return {"moments": moments_loss(now, self.source_moments)}
 
-    @torch.no_grad()
     def finish(self, bench: Bench) -> None:
         """Norm statistics of whole images, and the verdict."""
         if self.options.norm == "batch":
