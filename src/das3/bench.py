@@ -17,11 +17,11 @@ from torch import Tensor
 from das3.data.samples import Maps, Samples, View
 from das3.entropy import entropy_of_probs
 from das3.label_store import LabelStore
+from das3.looks import LOOKS, PLAIN, TONES, ZOOMS, information, larger
 from das3.moments import Moments
 from das3.norms import reestimate, restored_statistics
 from das3.refine import refined
 from das3.segmenter import Segmenter
-from das3.tones import PLAIN, TONES, information
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -39,6 +39,7 @@ _RARELY = 1e-3
 _ENOUGH = 500
 _FEW = 100
 _CLEARLY = 0.01
+_MUCH_SURER = 0.07
 
 
 def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -61,7 +62,7 @@ class Insight(NamedTuple):
     """How much a model makes of the target images, see `Bench.insight`.
 
     Attributes:
-        information: of image and class, see `das3.tones.information`.
+        information: of image and class, see `das3.looks.information`.
         doubt: mean entropy, in [0, 1].
     """
 
@@ -74,6 +75,10 @@ class Insight(NamedTuple):
         What merely turns background into objects may show more of the classes, but leaves the model in doubt.
         """
         return self.information > other.information + by and self.doubt < other.doubt
+
+    def surer_than(self, other: Insight, by: float, losing: float) -> bool:
+        """Whether the doubt is smaller by this share of it, and no more than so much is lost of what it tells."""
+        return self.doubt < (1 - by) * other.doubt and self.information > other.information - losing
 
 
 @dataclass
@@ -142,7 +147,7 @@ class Bench:
         label: Callable[[Tensor], dict[str, Tensor]],
         *,
         groups: Sequence[Sequence[int]] | None = None,
-        tone: str | None = None,
+        look: str | None = None,
         refine: bool = False,
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
@@ -154,7 +159,7 @@ class Bench:
             name: of the folder the labels are kept in.
             label: probabilities C×H×W float32 of one image → small arrays to store.
             groups: of images to label, from `groups`; all when None.
-            tone: of `das3.tones.TONES`; the images are shown in it, the norm statistics re-estimated on images in it.
+            look: of `das3.looks.LOOKS`; the images are shown so, the norm statistics re-estimated on images shown so.
                 None shows them as they are, with the statistics that the model has.
             refine: by the image's colours and edges, see `das3.refine`.
         """
@@ -166,9 +171,9 @@ class Bench:
         was_training = self.segmenter.training
         self.segmenter.eval()
         batches = zip(missing, self.batches(missing), strict=True)
-        with self._in_tone(tone, self.some_groups() if groups is None else groups):
+        with self._looking(look, self.some_groups() if groups is None else groups):
             for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-                for i, image, predicted in zip(group, batch, self.predict(batch, tone), strict=True):
+                for i, image, predicted in zip(group, batch, self.predict(batch, look), strict=True):
                     probs = refined(predicted, image) if refine else predicted
                     store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
         self.segmenter.train(was_training)
@@ -176,23 +181,23 @@ class Bench:
         return store
 
     @contextmanager
-    def _in_tone(self, tone: str | None, groups: Sequence[Sequence[int]]) -> Iterator[None]:
-        """The model's norm statistics are those of images in the tone."""
-        if tone is None:
+    def _looking(self, look: str | None, groups: Sequence[Sequence[int]]) -> Iterator[None]:
+        """The model's norm statistics are those of images shown so."""
+        if look is None:
             yield
             return
         with restored_statistics(self.segmenter):
-            reestimate(self.segmenter, (TONES[tone](batch) for batch in self.batches(groups)))
+            reestimate(self.segmenter, (part for batch in self.batches(groups) for part in _shown(batch, look)))
             yield
 
-    def habits(self, tone: str | None = None) -> Habits:
+    def habits(self, look: str | None = None) -> Habits:
         """The mean prediction in each cell of a grid and of each class, over `some_groups` of images, on the device.
 
         Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along; of a
         class below a thousandth of the pixels, little can be said as well.
 
         Args:
-            tone: see `label_all`.
+            look: see `label_all`.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
@@ -200,7 +205,7 @@ class Bench:
             return {"cells": F.adaptive_avg_pool2d(probs, _GRID), "won": won.float() / probs[0].numel()}
 
         groups = self.some_groups()
-        store = self.label_all("habits", summary, groups=groups, tone=tone)
+        store = self.label_all("habits", summary, groups=groups, look=look)
         told = [store[i] for group in groups for i in group]
         cells, won = (np.mean([one[key] for one in told], axis=0, dtype=np.float64) for key in ("cells", "won"))
         mean = cells.mean(axis=(1, 2))
@@ -209,34 +214,60 @@ class Bench:
         both = cells / cells.sum(axis=0), (mean + _RARELY) / (won + _RARELY)
         return Habits(*(torch.tensor(values, dtype=torch.float32, device=self.fabric.device) for values in both))
 
-    def insight(self, name: str, tone: str | None = None) -> Insight:
+    def insight(self, name: str, look: str | None = None) -> Insight:
         """How much the model makes of some images, as it is now.
 
         Args:
             name: of the folder that what it is computed from is kept in.
-            tone: see `label_all`.
+            look: see `label_all`.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
             return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
         groups = self.some_groups(_FEW)
-        store = self.label_all(name, summary, groups=groups, tone=tone)
+        store = self.label_all(name, summary, groups=groups, look=look)
         told = [store[i] for group in groups for i in group]
         means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
         return Insight(information(means, entropies), entropies.mean().item())
 
-    def best_tone(self) -> str | None:
-        """The tone of `das3.tones.TONES` in which the model clearly makes more of some images than of plain ones.
+    def best_look(self, *, tones: bool = True, zooms: bool = True) -> str | None:
+        """How to show the model the images so that it makes more of them than as they are; None where that is best.
 
-        None where there is none, as often.
+        The tone in which it clearly tells most of some of them, if there is one, and in it the zoom in which it is much
+        surer; larger images are tried as long as each makes it surer than the one before.
+
+        Args:
+            tones: try those of `das3.looks.TONES`.
+            zooms: try those of `das3.looks.ZOOMS`.
         """
-        found = {tone: self.insight(f"tones/{tone}", tone) for tone in TONES}
-        better = [tone for tone in TONES if found[tone].exceeds(found[PLAIN], by=_CLEARLY)]
-        return max(better, key=lambda tone: found[tone].information, default=None)
+        if not (tones or zooms):
+            return None
+        found = {tone: self.insight(f"looks/{tone}", tone) for tone in (TONES if tones else (PLAIN,))}
+        better = [tone for tone in found if found[tone].exceeds(found[PLAIN], by=_CLEARLY)]
+        tone = max(better, key=lambda tone: found[tone].information, default=PLAIN)
+        best, doubt = None if tone == PLAIN else tone, found[tone].doubt
+        for zoom in ZOOMS if zooms else ():
+            look = larger(tone, zoom)
+            seen = self.insight(f"looks/{look}", look)
+            if not (seen.surer_than(found[tone], by=_MUCH_SURER, losing=_CLEARLY) and seen.doubt < doubt):
+                break
+            best, doubt = look, seen.doubt
+        return best
 
-    def predict(self, batch: Tensor, tone: str | None = None) -> Tensor:
-        """Probabilities B×C×H×W float32 of a batch of images shown in the tone."""
-        with self.fabric.autocast():
-            logits: Tensor = self.segmenter(TONES[tone or PLAIN](batch))
-        return logits.float().softmax(dim=1)
+    def predict(self, batch: Tensor, look: str | None = None) -> Tensor:
+        """Probabilities B×C×H×W float32 of a batch of images, shown so."""
+        parts = []
+        for part in _shown(batch, look or PLAIN):
+            with self.fabric.autocast():
+                logits: Tensor = self.segmenter(part)
+            if logits.shape[-2:] != batch.shape[-2:]:
+                logits = F.interpolate(logits, size=batch.shape[-2:], mode="bilinear", align_corners=False)
+            parts.append(logits.float().softmax(dim=1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _shown(batch: Tensor, look: str) -> Sequence[Tensor]:
+    """A batch of images shown so, in parts that are no larger than the batch where they can be."""
+    images = LOOKS[look](batch)
+    return torch.split(images, max(1, batch.numel() // images[0].numel()))

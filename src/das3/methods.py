@@ -19,7 +19,7 @@ __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe"
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "atp": {
         "stages": ["atp-align", "atp-selftrain", "propagate"],
-        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0, "tones": False, "keep": 0.0},
+        "propagate": {"steps": 200, "balance": 0.0, "layout": 0.0, "tones": False, "zooms": False, "keep": 0.0},
     },
     "das3": {},
 }

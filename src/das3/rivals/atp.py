@@ -44,6 +44,7 @@ class AtpSelfTrainOptions(SelfTrainOptions):
     balance: float = 0.0
     layout: float = 0.0
     tones: bool = False
+    zooms: bool = False
 
 
 class AtpSelfTrain(SelfTrain):

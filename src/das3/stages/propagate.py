@@ -33,6 +33,7 @@ class PropagateOptions(StageOptions):
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         tones: show the teacher the images in the tone in which it makes most of them, as in stage 2.
+        zooms: show it larger images, as in stage 2.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the teacher is replaced by the student and the stage is run again.
@@ -48,6 +49,7 @@ class PropagateOptions(StageOptions):
     balance: float = 0.5
     layout: float = 0.5
     tones: bool = True
+    zooms: bool = True
     refine: bool = False
     keep: float = 0.3
     rounds: int = 1
@@ -90,9 +92,9 @@ class Propagate(Stage[PropagateOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
         self.entered = copied_weights(bench.segmenter)
-        tone = bench.best_tone() if self.options.tones else None
-        self.habits = bench.habits(tone)
-        store = self.pseudo_labels = bench.label_all("teacher", self._teach, tone=tone, refine=self.options.refine)
+        look = bench.best_look(tones=self.options.tones, zooms=self.options.zooms)
+        self.habits = bench.habits(look)
+        store = self.pseudo_labels = bench.label_all("teacher", self._teach, look=look, refine=self.options.refine)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
         plain = bench.samples(self.options, maps=store.maps("labels"))

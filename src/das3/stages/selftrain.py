@@ -38,7 +38,8 @@ class SelfTrainOptions(StageOptions):
             see `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         tones: show the model that labels the images in another tone, such as grey, if there is one in which it clearly
-            makes more of them, see `das3.bench.Bench.best_tone`; often there is none.
+            makes more of them, see `das3.bench.Bench.best_look`; often there is none.
+        zooms: show it larger images, if it is much surer of them, see there; often it is not.
         refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
         keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the labels are made anew and the stage is run.
@@ -59,6 +60,7 @@ class SelfTrainOptions(StageOptions):
     balance: float = 0.5
     layout: float = 1.0
     tones: bool = True
+    zooms: bool = True
     refine: bool = False
     keep: float = 0.3
     rounds: int = 1
@@ -92,11 +94,11 @@ class SelfTrain(Stage[SelfTrainOptions]):
         options = self.options
         self.num_classes = bench.segmenter.num_classes
         self.entered = copied_weights(bench.segmenter)
-        tone = bench.best_tone() if options.tones else None
-        self.habits = bench.habits(tone)
+        look = bench.best_look(tones=options.tones, zooms=options.zooms)
+        self.habits = bench.habits(look)
         if options.thresholds == "data":
-            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, tone=tone)
-        store = self.pseudo_labels = bench.label_all("labels", self._label, tone=tone, refine=options.refine)
+            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, look=look)
+        store = self.pseudo_labels = bench.label_all("labels", self._label, look=look, refine=options.refine)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _likely(self, probs: Tensor) -> Tensor:

@@ -1,18 +1,21 @@
-"""Copies of an image in other tones, and how much a model makes of them: whether it does better without the colours.
+"""Copies of an image in other tones or larger, and how much a model makes of them: whether it does better that way.
 
 A model that has seen white skies alone takes blue ones for buildings, and is sure of it. In grey it would not. Whether
-it can do without colour is the model's affair: another one tells signs by colour alone.
+it can do without colour is the model's affair: another one tells signs by colour alone. And a model that draws blobs
+draws thin vessels better where they are larger.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PLAIN", "TONES", "information"]
+__all__ = ["LOOKS", "PLAIN", "TONES", "ZOOMS", "information", "larger"]
 
 PLAIN = "plain"
 
@@ -25,6 +28,29 @@ TONES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "darker": lambda images: images**1.6,
 }
 """Images B×3×H×W in [0, 1] → the same in another tone; the first leaves them as they are."""
+
+
+ZOOMS = (1.25, 1.5)
+"""How many times larger a model may be shown its images, in rising order."""
+
+
+def larger(tone: str, zoom: float) -> str:
+    """Name in `LOOKS` of that tone, so many times larger."""
+    return tone if zoom == 1 else f"{tone} x{zoom:g}"
+
+
+def _shown(images: Tensor, tone: str, zoom: float) -> Tensor:
+    images = TONES[tone](images)
+    if zoom == 1:
+        return images
+    size = [round(side * zoom) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+LOOKS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    larger(tone, zoom): partial(_shown, tone=tone, zoom=zoom) for tone in TONES for zoom in (1, *ZOOMS)
+}
+"""All ways to show a model its images B×3×H×W in [0, 1]: in a tone, larger, or both."""
 
 
 def information(means: Tensor, entropies: Tensor) -> float:
