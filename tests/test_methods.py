@@ -4,7 +4,7 @@ import pytest
 
 from das3.errors import RecipeError
 from das3.methods import ABLATION, all_methods, find_methods, method_recipe, total_steps, variants
-from das3.recipe import Recipe
+from das3.recipe import Recipe, load_recipe, recipe_from
 from das3.stages import stage_types
 
 
@@ -38,6 +38,8 @@ def test_every_method_takes_das3_s_steps():
         assert total_steps(method_recipe(find_methods([name])[name], {}, 55)) == pytest.approx(55, abs=2), name
     assert total_steps(method_recipe({"stages": ["bn"]}, {}, 55)) == 0
     assert total_steps(method_recipe({"stages": ["align"]}, {})) == Recipe().options_of("align").steps
+    as_adapted = recipe_from(load_recipe("das3-plus"))
+    assert method_recipe(find_methods(["das3-plus"])["das3-plus"], {}) == as_adapted
     assert total_steps(method_recipe({"stages": ["tent"], "tent": {"steps": 7}}, {})) == 7
     both = method_recipe({"batch_size": 3, "align": {"gamma": 1.0}}, {"batch_size": 2, "align": {"alpha": 2.0}})
     assert (both.batch_size, both.options_of("align").gamma, both.options_of("align").alpha) == (2, 1.0, 2.0)

@@ -12,7 +12,7 @@ import yaml
 from das3.engine import LoopOptions
 from das3.errors import RecipeError
 from das3.recipe import Recipe, RunOptions, load_recipe, recipe_from, recipe_names
-from das3.stages import stage_types
+from das3.stages import OWN, stage_types
 
 __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe", "variants"]
 
@@ -150,7 +150,7 @@ def method_recipe(fields_: Mapping[str, Any], shared: Mapping[str, Any], steps: 
     """The recipe of a method on a suite.
 
     Every method takes as many optimiser steps, all its stages and rounds together, as das3 does by default, unless it
-    says its steps itself; das3's own stages keep theirs, so that one left out is not made up for by the others.
+    says its steps itself; das3's own stages keep theirs: what is left out or added changes nothing for the others.
 
     Args:
         fields_: see `find_methods`.
@@ -164,7 +164,7 @@ def method_recipe(fields_: Mapping[str, Any], shared: Mapping[str, Any], steps: 
     usual = total_steps(Recipe())
     factor = steps / usual if steps else 1.0
     says = any("steps" in value for value in fields_.values() if isinstance(value, Mapping))
-    own = set(recipe.stages) <= set(Recipe().stages)
+    own = set(recipe.stages) <= {stage.name for stage in OWN}
     if not says and not own and total_steps(recipe):
         factor *= usual / total_steps(recipe)
     if factor == 1:

@@ -14,6 +14,7 @@ from das3.stages.propagate import Propagate
 from das3.stages.selftrain import SelfTrain
 
 __all__ = [
+    "OWN",
     "Align",
     "BatchNorm",
     "Match",
@@ -25,14 +26,15 @@ __all__ = [
     "stage_types",
 ]
 
-_OWN: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm, Match)
+OWN: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm, Match)
+"""Those that are neither rivals nor other packages'."""
 
 
 def stage_types() -> dict[str, type[Stage[Any]]]:
     """Stages by name: ours, the rivals, then those that packages offer under the entry point group `das3.stages`."""
     from das3.rivals import RIVALS  # they are stages themselves and import from here
 
-    found = {stage.name: stage for stage in (*_OWN, *RIVALS)}
+    found = {stage.name: stage for stage in (*OWN, *RIVALS)}
     for entry in entry_points(group="das3.stages"):
         found.setdefault(entry.name, entry.load())
     return found
