@@ -77,6 +77,31 @@ def negative(p, n, form):
     return total / p.shape[1]
 
 
+def pairwise(p, x, inside, contrast=0.03):
+    """p: B×C×h×w probabilities and x: B×3×h×w colours, both at half resolution; inside: B×h×w. Pixel by pixel."""
+    batch, _, height, width = p.shape
+
+    def pairs(b, rows, columns):
+        for i in range(height - rows):
+            for j in range(width):
+                if 0 <= j + columns < width and inside[b, i, j] and inside[b, i + rows, j + columns]:
+                    yield (b, slice(None), i, j), (b, slice(None), i + rows, j + columns)
+
+    usual = []
+    for b in range(batch):
+        steps = [((x[one] - x[other]) ** 2).sum() for o in ((0, 1), (1, 0)) for one, other in pairs(b, *o)]
+        usual.append(sum(steps) / max(len(steps), 1))
+    means = []
+    for rows, columns in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 3), (3, 0), (3, 3), (3, -3)):
+        terms = [
+            np.exp(-((x[one] - x[other]) ** 2).sum() / (contrast * usual[b] + 1e-5)) * ((p[one] - p[other]) ** 2).sum()
+            for b in range(batch)
+            for one, other in pairs(b, rows, columns)
+        ]
+        means.append(sum(terms) / max(len(terms), 1))
+    return sum(means) / len(means)
+
+
 def thresholds(confidence, prediction, share, num_classes):
     """λ_c of one image by sorting each class on its own."""
     result = np.full(num_classes, np.inf)

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 import reference
 from das3.entropy import entropy_of_probs, normalized_entropy
-from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction, negative_loss, positive_loss
+from das3.losses import (
+    diversity_loss,
+    focal_entropy_loss,
+    mean_prediction,
+    negative_loss,
+    pairwise_loss,
+    positive_loss,
+)
 
 
 def draw_logits(seed, batch=2, classes=5, height=3, width=4, spread=4.0):
@@ -171,3 +178,78 @@ def test_negative_loss_is_finite_where_the_model_is_certain_of_a_ruled_out_class
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
+
+
+def draw_image(seed, batch=2, height=12, width=14):
+    """Three flat colours a column each, with a little noise, float64."""
+    rng = np.random.default_rng(seed)
+    columns = rng.random((batch, 3, 1, 3)).repeat(height, 2).repeat(-(-width // 3), 3)[..., :width]
+    return torch.from_numpy(np.clip(columns + rng.normal(0, 0.02, columns.shape), 0, 1))
+
+
+def halved(tensor):
+    """B×K×H×W to float64 means of 2×2."""
+    return np.stack([tensor.numpy()[..., i::2, j::2] for i in range(2) for j in range(2)]).mean(axis=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.integers(0, 5), st.integers(0, 5), st.sampled_from([0.03, 1.0]))
+def test_pairwise_equals_reference(seed, above, left, contrast):
+    logits, image = draw_logits(seed, height=12, width=14), draw_image(seed)
+    valid = torch.zeros(2, 12, 14, dtype=torch.bool)
+    valid[0, above:, left:] = True
+    valid[1] = True
+    expected = reference.pairwise(
+        halved(logits.softmax(1)), halved(image), halved(valid.double()[:, None])[:, 0] == 1, contrast
+    )
+    ours = pairwise_loss(logits, image, valid=valid, contrast=contrast)
+    assert expected > 0
+    assert ours.item() == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(
+        pairwise_loss(logits, image, contrast=contrast),
+        pairwise_loss(logits, image, valid=torch.ones_like(valid), contrast=contrast),
+    )
+
+
+def test_pairwise_gradient_goes_to_the_logits_and_skips_padding():
+    logits = draw_logits(1, batch=1, classes=3, height=8, width=8, spread=1.0).requires_grad_()
+    image = draw_image(1, batch=1, height=8, width=8)
+    assert torch.autograd.gradcheck(lambda z: pairwise_loss(z, image), logits)
+    (wanted,) = torch.autograd.grad(pairwise_loss(logits, image), logits)
+    padded = torch.full((1, 3, 12, 14), 1e4, dtype=torch.float64)
+    padded[..., :8, :8] = logits.detach()
+    padded.requires_grad_()
+    around, valid = torch.ones(1, 3, 12, 14, dtype=torch.float64), torch.zeros(1, 12, 14, dtype=torch.bool)
+    around[..., :8, :8], valid[:, :8, :8] = image, True
+    ours = pairwise_loss(padded, around, valid=valid)
+    torch.testing.assert_close(ours, pairwise_loss(logits, image).detach())
+    (got,) = torch.autograd.grad(ours, padded)
+    torch.testing.assert_close(got[..., :8, :8], wanted)
+    assert not got[..., 8:, :].any()
+    assert not got[..., :8, 8:].any()
+
+
+def test_pairwise_asks_classes_to_end_where_colours_do_and_little_of_noise():
+    image = torch.full((1, 3, 16, 24), 0.2)
+    image[..., 12:] = 0.7
+
+    def split_at(column):
+        logits = torch.zeros(1, 2, 16, 24)
+        logits[:, 0, :, :column] = logits[:, 1, :, column:] = 6.0
+        return logits
+
+    assert pairwise_loss(split_at(12), image) < 1e-6
+    assert pairwise_loss(split_at(16), image) > 0.05
+    noise = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    assert pairwise_loss(split_at(16), noise) < 0.1 * pairwise_loss(split_at(16), image)
+    assert pairwise_loss(torch.zeros(1, 2, 16, 24), noise) == 0
+
+
+def test_pairwise_is_the_same_for_brighter_images_in_half_precision_and_where_nothing_counts():
+    logits, image = draw_logits(4, height=12, width=14).float(), draw_image(4).float()
+    plain = pairwise_loss(logits, 0.5 * image)
+    torch.testing.assert_close(pairwise_loss(logits, 0.5 * image + 0.3), plain)
+    torch.testing.assert_close(pairwise_loss(logits.bfloat16(), 0.5 * image), plain, rtol=0.02, atol=0)
+    nowhere = torch.zeros(2, 12, 14, dtype=torch.bool)
+    assert pairwise_loss(logits, image, valid=nowhere) == 0
+    assert pairwise_loss(logits[..., :3, :2], image[..., :3, :2]) == 0

@@ -15,6 +15,7 @@ from das3.bench import Bench, Habits
 from das3.data.images import open_images
 from das3.engine import LoopOptions, StepState, make_fabric, train
 from das3.errors import RecipeError
+from das3.losses import pairwise_loss
 from das3.moments import remembered_moments
 from das3.norms import batch_norms, reestimate
 from das3.pseudo_labels import unpack_negatives
@@ -34,7 +35,16 @@ WRONG = {
     **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "balance": 2.0},
     **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
-    **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
+    **{
+        "pairwise": -1.0,
+        "regularizer": "none",
+        "keep": 2.0,
+        "width": -1,
+        "entropy": -1.0,
+        "decoders": 0,
+        "drop": 1.0,
+        "patches": 0,
+    },
     **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
     **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0},
 }
@@ -247,23 +257,21 @@ def test_labels_follow_balance_and_layout(stage, labels, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
-def test_refine_labels_by_refined_predictions(stage, tmp_path, monkeypatch):
-    seen = []
-
-    def spy(probs, image):
-        seen.append((probs.shape[1:], image.shape))
-        return probs.roll(1, 0)
-
-    monkeypatch.setattr("das3.bench.refined", spy)
-    plain = prepared(stage, tmp_path / "plain", network(), balance=0.0, layout=0.0)[0].pseudo_labels
-    assert not seen
-    moved = prepared(stage, tmp_path / "refined", network(), balance=0.0, layout=0.0, refine=True)[0].pseudo_labels
-    assert len(seen) == len(plain)
-    assert all(image == (3, *shape) for shape, image in seen)
-    for i in range(len(plain)):
-        before, after = plain[i]["labels"], moved[i]["labels"]
-        known = before != 255
-        assert ((before[known] + 1) % 3 == after[known]).all()
+def test_pairwise_is_one_more_loss_of_what_the_student_is_shown(stage, tmp_path):
+    segmenter = network().eval()
+    made, samples = prepared(stage, tmp_path, segmenter)
+    batch = torch.utils.data.default_collate([samples[n] for n in range(4)])
+    batch["valid"][0, :, :8] = False
+    plain = made.loss(segmenter, batch)
+    made.options = dataclasses.replace(made.options, pairwise=100.0)
+    with_pairs = made.loss(segmenter, batch)
+    pairwise = with_pairs.pop("pairwise")
+    expected = pairwise_loss(segmenter(batch["image"]), batch["image"], valid=batch["valid"])
+    assert pairwise.item() == pytest.approx(100 * expected.item())
+    assert pairwise > 0
+    assert with_pairs.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(with_pairs[name], value)
 
 
 def test_thresholds_over_all_images_let_a_class_win_that_exceeds_its_own_most(tmp_path):

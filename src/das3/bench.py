@@ -20,7 +20,6 @@ from das3.label_store import LabelStore
 from das3.looks import LOOKS, PLAIN, TONES, ZOOMS, information, larger
 from das3.moments import Moments
 from das3.norms import reestimate, restored_statistics
-from das3.refine import refined
 from das3.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -148,7 +147,6 @@ class Bench:
         *,
         groups: Sequence[Sequence[int]] | None = None,
         look: str | None = None,
-        refine: bool = False,
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
 
@@ -161,7 +159,6 @@ class Bench:
             groups: of images to label, from `groups`; all when None.
             look: of `das3.looks.LOOKS`; the images are shown so, the norm statistics re-estimated on images shown so.
                 None shows them as they are, with the statistics that the model has.
-            refine: by the image's colours and edges, see `das3.refine`.
         """
         store = LabelStore(self.folder / name, self.images.names)
         world, rank = self.fabric.world_size, self.fabric.global_rank
@@ -173,8 +170,7 @@ class Bench:
         batches = zip(missing, self.batches(missing), strict=True)
         with self._looking(look, self.some_groups() if groups is None else groups):
             for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-                for i, image, predicted in zip(group, batch, self.predict(batch, look), strict=True):
-                    probs = refined(predicted, image) if refine else predicted
+                for i, probs in zip(group, self.predict(batch, look), strict=True):
                     store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
         self.segmenter.train(was_training)
         self.fabric.barrier()

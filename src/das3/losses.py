@@ -1,4 +1,4 @@
-"""The paper's losses: pure functions of logits, each a mean over the valid pixels.
+"""The losses: pure functions of logits, each a mean over the valid pixels.
 
 All of them take logits B×C×H×W of any floating dtype and compute entropies and logarithms in float32 or better.
 `valid` is a boolean B×H×W map of the pixels that count (padding does not); a batch without any gives 0.
@@ -15,7 +15,18 @@ from torch import Tensor
 
 from das3.entropy import normalized_entropy
 
-__all__ = ["diversity_loss", "focal_entropy_loss", "masked_mean", "mean_prediction", "negative_loss", "positive_loss"]
+__all__ = [
+    "diversity_loss",
+    "focal_entropy_loss",
+    "masked_mean",
+    "mean_prediction",
+    "negative_loss",
+    "pairwise_loss",
+    "positive_loss",
+]
+
+_NEIGHBOURS = [offset for far in (1, 3) for offset in ((0, far), (far, 0), (far, far), (far, -far))]
+"""Rows and columns from a pixel of half resolution to those that it is compared with."""
 
 
 def focal_entropy_loss(
@@ -131,6 +142,57 @@ def negative_loss(
     if form == "pooled":
         ruled_out = ruled_out.sum(dim=1, keepdim=True)
     return masked_mean(-torch.log((1 - ruled_out).clamp(min=eps)).sum(dim=1), valid)
+
+
+def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None, contrast: float = 0.03) -> Tensor:
+    """Neighbouring pixels of nearly equal colour are of a class: Σ_ij k_ij ‖p_i − p_j‖², a mean over all pairs.
+
+    At half resolution; j is each of the eight neighbours of i and of the eight three pixels away. The kernel is
+    k_ij = exp(−‖x_i − x_j‖² / (contrast v + 1e-5)), v the image's mean ‖x_i − x_j‖² of direct neighbours. So pairs
+    across an edge do not count, nor do most in an image that is noise all over, where colours tell little.
+
+    Args:
+        logits: B×C×H×W, H and W ≥ 4.
+        image: B×3×H×W in [0, 1], what the model was shown.
+        valid: boolean B×H×W, pixels that count, or None for all.
+        contrast: > 0; the smaller, the more alike two colours have to be.
+
+    Returns:
+        Scalar in [0, 2].
+
+    Source: ours, after the dense CRF's appearance kernel (Krähenbühl and Koltun, NeurIPS 2011) and its use as a local
+    loss, gated CRF (Obukhov et al., 2019), whose 1 − p_i · p_j would also make unsure pixels sure.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    probs, colour = F.avg_pool2d(logits.softmax(dim=1), 2), F.avg_pool2d(image.to(logits.dtype), 2)
+    inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(logits.dtype), 2)
+    inside = inside == 1
+
+    def squared(values: Tensor, offset: tuple[int, int]) -> Tensor:
+        one, other = _pairs(values, offset)
+        return (one - other).square().sum(dim=1)
+
+    def both(offset: tuple[int, int]) -> Tensor:
+        one, other = _pairs(inside, offset)
+        return one & other
+
+    direct = [(0, 1), (1, 0)]
+    steps = torch.stack([torch.where(both(o), squared(colour, o), 0).sum(dim=(1, 2)) for o in direct]).sum(dim=0)
+    usual = steps / torch.stack([both(o).sum(dim=(1, 2)) for o in direct]).sum(dim=0).clamp(min=1)
+    scale = (contrast * usual + 1e-5)[:, None, None]
+    terms = [masked_mean(torch.exp(-squared(colour, o) / scale) * squared(probs, o), both(o)) for o in _NEIGHBOURS]
+    return torch.stack(terms).mean()
+
+
+def _pairs(values: Tensor, offset: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """…×H×W values of all pixels that have a neighbour at `offset`, (≥ 0 rows, columns) away, and the neighbours'."""
+    rows, columns = offset
+    height, width = max(values.shape[-2] - rows, 0), max(values.shape[-1] - abs(columns), 0)
+    left, right = max(-columns, 0), max(columns, 0)
+    return (
+        values[..., :height, left : left + width],
+        values[..., rows : rows + height, right : right + width],
+    )
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:

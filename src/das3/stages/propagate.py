@@ -13,7 +13,7 @@ from das3.averages import blend_weights, copied_weights
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.entropy import entropy_of_probs
-from das3.losses import positive_loss
+from das3.losses import pairwise_loss, positive_loss
 from das3.mixing import class_mix
 from das3.pseudo_labels import adjusted
 from das3.stages.base import Stage, StageOptions
@@ -34,7 +34,8 @@ class PropagateOptions(StageOptions):
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
         tones: show the teacher the images in the tone in which it makes most of them, as in stage 2.
         zooms: show it larger images, as in stage 2.
-        refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
+        pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
+            `das3.losses.pairwise_loss`; 0 is the paper's.
         keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
@@ -50,7 +51,7 @@ class PropagateOptions(StageOptions):
     layout: float = 0.5
     tones: bool = True
     zooms: bool = True
-    refine: bool = False
+    pairwise: float = 0.0
     keep: float = 0.3
     rounds: int = 1
 
@@ -61,6 +62,7 @@ class PropagateOptions(StageOptions):
             "smoothing": 0 <= self.smoothing < 1,
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
+            "pairwise": self.pairwise >= 0,
             "keep": 0 <= self.keep < 1,
             "rounds": self.rounds >= 1,
         }
@@ -94,7 +96,7 @@ class Propagate(Stage[PropagateOptions]):
         self.entered = copied_weights(bench.segmenter)
         look = bench.best_look(tones=self.options.tones, zooms=self.options.zooms)
         self.habits = bench.habits(look)
-        store = self.pseudo_labels = bench.label_all("teacher", self._teach, look=look, refine=self.options.refine)
+        store = self.pseudo_labels = bench.label_all("teacher", self._teach, look=look)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, self.options.easy_share)
         plain = bench.samples(self.options, maps=store.maps("labels"))
@@ -117,6 +119,9 @@ class Propagate(Stage[PropagateOptions]):
             if chosen.any():
                 labels = batch["labels"][chosen]
                 losses[name] = positive_loss(logits[chosen], labels, smoothing=self.options.smoothing)
+        if self.options.pairwise:
+            pairwise = pairwise_loss(logits, batch["image"], valid=batch["valid"])
+            losses["pairwise"] = self.options.pairwise * pairwise
         return losses
 
 

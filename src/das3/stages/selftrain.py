@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from das3.averages import blend_weights, copied_weights
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
-from das3.losses import negative_loss, positive_loss
+from das3.losses import negative_loss, pairwise_loss, positive_loss
 from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage, StageOptions
 from das3.thresholds import data_set_thresholds, normalized_labels
@@ -26,8 +26,7 @@ class SelfTrainOptions(StageOptions):
     Attributes:
         share: K, the share of each class's pixels that get a positive label.
         thresholds: "image" keeps that share in each image, as the paper does; "data" keeps it over all images, and a
-            pixel is of the class that exceeds its threshold most, as in class-balanced self-training (CBST); they are
-            thresholds of the predictions before refining.
+            pixel is of the class that exceeds its threshold most, as in class-balanced self-training (CBST).
         negative_threshold: a class below this probability is ruled out for the pixel.
         positive: weight of the positive loss.
         smoothing: share of a positive label that all classes are given equally, in [0, 1).
@@ -40,7 +39,8 @@ class SelfTrainOptions(StageOptions):
         tones: show the model that labels the images in another tone, such as grey, if there is one in which it clearly
             makes more of them, see `das3.bench.Bench.best_look`; often there is none.
         zooms: show it larger images, if it is much surer of them, see there; often it is not.
-        refine: label with predictions refined by the image's colours and edges, see `das3.refine`.
+        pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
+            `das3.losses.pairwise_loss`; 0 is the paper's.
         keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the labels are made anew and the stage is run.
     """
@@ -61,7 +61,7 @@ class SelfTrainOptions(StageOptions):
     layout: float = 1.0
     tones: bool = True
     zooms: bool = True
-    refine: bool = False
+    pairwise: float = 0.0
     keep: float = 0.3
     rounds: int = 1
 
@@ -78,6 +78,7 @@ class SelfTrainOptions(StageOptions):
             "negative_where": self.negative_where in ("all", "unlabelled"),
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
+            "pairwise": self.pairwise >= 0,
             "keep": 0 <= self.keep < 1,
             "rounds": self.rounds >= 1,
         }
@@ -98,7 +99,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
         self.habits = bench.habits(look)
         if options.thresholds == "data":
             self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, look=look)
-        store = self.pseudo_labels = bench.label_all("labels", self._label, look=look, refine=options.refine)
+        store = self.pseudo_labels = bench.label_all("labels", self._label, look=look)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _likely(self, probs: Tensor) -> Tensor:
@@ -127,8 +128,12 @@ class SelfTrain(Stage[SelfTrainOptions]):
         if self.options.negative_where == "unlabelled":
             where = where & (batch["labels"] == 255)
         negatives = unpack_negatives(batch["negatives"], self.num_classes)
-        return {
+        losses = {
             "positive": self.options.positive * positive,
             "negative": self.options.negative
             * negative_loss(logits, negatives, valid=where, form=self.options.negative_form),
         }
+        if self.options.pairwise:
+            pairwise = pairwise_loss(logits, batch["image"], valid=batch["valid"])
+            losses["pairwise"] = self.options.pairwise * pairwise
+        return losses
