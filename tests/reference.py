@@ -1,5 +1,7 @@
 """The paper's equations written anew in float64 NumPy, one pixel at a time, to check the library against."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -93,11 +95,17 @@ def pairwise(p, x, inside, contrast=0.03):
         usual.append(sum(steps) / max(len(steps), 1))
     means = []
     for rows, columns in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 3), (3, 0), (3, 3), (3, -3)):
-        terms = [
-            np.exp(-((x[one] - x[other]) ** 2).sum() / (contrast * usual[b] + 1e-5)) * ((p[one] - p[other]) ** 2).sum()
-            for b in range(batch)
-            for one, other in pairs(b, rows, columns)
-        ]
+        reach = max(rows, columns)
+        terms = []
+        for b in range(batch):
+            for one, other in pairs(b, rows, columns):
+                way = [
+                    (b, slice(None), one[2] + t * rows // reach, one[3] + t * columns // reach)
+                    for t in range(reach + 1)
+                ]
+                apart = [((x[k] - x[m]) ** 2).sum() for k, m in [(one, other), *itertools.pairwise(way)]]
+                kernel = np.exp(-max(apart) / (contrast * usual[b] + 1e-5))
+                terms.append(kernel * ((p[one] - p[other]) ** 2).sum())
         means.append(sum(terms) / max(len(terms), 1))
     return sum(means) / len(means)
 

@@ -240,6 +240,11 @@ def test_pairwise_asks_classes_to_end_where_colours_do_and_little_of_noise():
 
     assert pairwise_loss(split_at(12), image) < 1e-6
     assert pairwise_loss(split_at(16), image) > 0.05
+    lined = torch.full((1, 3, 16, 24), 0.5)
+    lined[..., 12:14] = 0.9  # equal colours on both sides of a line, one pixel wide at half resolution
+    sides = split_at(12)
+    sides[..., 12:14] = 0.0
+    assert pairwise_loss(sides, lined) < 1e-6
     noise = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     assert pairwise_loss(split_at(16), noise) < 0.1 * pairwise_loss(split_at(16), image)
     assert pairwise_loss(torch.zeros(1, 2, 16, 24), noise) == 0

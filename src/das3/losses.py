@@ -25,8 +25,10 @@ __all__ = [
     "positive_loss",
 ]
 
-_NEIGHBOURS = [offset for far in (1, 3) for offset in ((0, far), (far, 0), (far, far), (far, -far))]
-"""Rows and columns from a pixel of half resolution to those that it is compared with."""
+_DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+"""Rows and columns from a pixel to half of its neighbours; the other half are theirs."""
+_REACHES = (1, 3)
+"""How far away, in pixels of half resolution, those are that a pixel is compared with."""
 
 
 def focal_entropy_loss(
@@ -148,11 +150,12 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     """Neighbouring pixels of nearly equal colour are of a class: Σ_ij k_ij ‖p_i − p_j‖², a mean over all pairs.
 
     At half resolution; j is each of the eight neighbours of i and of the eight three pixels away. The kernel is
-    k_ij = exp(−‖x_i − x_j‖² / (contrast v + 1e-5)), v the image's mean ‖x_i − x_j‖² of direct neighbours. So pairs
-    across an edge do not count, nor do most in an image that is noise all over, where colours tell little.
+    k_ij = exp(−d_ij / (contrast v + 1e-5)), d_ij the largest ‖x_k − x_l‖² of the two pixels and of all steps on the
+    straight way between them, v the image's mean ‖x_k − x_l‖² of direct neighbours. So pairs on either side of an edge,
+    be it a thin line, do not count, nor do most in an image that is noise all over, where colours tell little.
 
     Args:
-        logits: B×C×H×W, H and W ≥ 4.
+        logits: B×C×H×W, H and W ≥ 2.
         image: B×3×H×W in [0, 1], what the model was shown.
         valid: boolean B×H×W, pixels that count, or None for all.
         contrast: > 0; the smaller, the more alike two colours have to be.
@@ -167,32 +170,43 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     probs, colour = F.avg_pool2d(logits.softmax(dim=1), 2), F.avg_pool2d(image.to(logits.dtype), 2)
     inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(logits.dtype), 2)
     inside = inside == 1
-
-    def squared(values: Tensor, offset: tuple[int, int]) -> Tensor:
-        one, other = _pairs(values, offset)
-        return (one - other).square().sum(dim=1)
-
-    def both(offset: tuple[int, int]) -> Tensor:
-        one, other = _pairs(inside, offset)
-        return one & other
-
-    direct = [(0, 1), (1, 0)]
-    steps = torch.stack([torch.where(both(o), squared(colour, o), 0).sum(dim=(1, 2)) for o in direct]).sum(dim=0)
-    usual = steps / torch.stack([both(o).sum(dim=(1, 2)) for o in direct]).sum(dim=0).clamp(min=1)
+    steps = {way: _squared(colour, *way) for way in _DIRECTIONS}
+    counted = {way: _both(inside, *way) for way in _DIRECTIONS[:2]}
+    total = torch.stack([torch.where(counted[way], steps[way], 0).sum(dim=(1, 2)) for way in counted]).sum(dim=0)
+    usual = total / torch.stack([where.sum(dim=(1, 2)) for where in counted.values()]).sum(dim=0).clamp(min=1)
     scale = (contrast * usual + 1e-5)[:, None, None]
-    terms = [masked_mean(torch.exp(-squared(colour, o) / scale) * squared(probs, o), both(o)) for o in _NEIGHBOURS]
+    terms = []
+    for reach in _REACHES:
+        for rows, columns in _DIRECTIONS:
+            pair = reach * rows, reach * columns
+            apart = _squared(colour, *pair)
+            height, width = apart.shape[-2:]
+            for step in range(reach):
+                left = step if columns >= 0 else reach - 1 - step
+                part = steps[rows, columns][:, step * rows :, left * abs(columns) :][:, :height, :width]
+                apart = torch.maximum(apart, part)
+            terms.append(masked_mean(torch.exp(-apart / scale) * _squared(probs, *pair), _both(inside, *pair)))
     return torch.stack(terms).mean()
 
 
-def _pairs(values: Tensor, offset: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """…×H×W values of all pixels that have a neighbour at `offset`, (≥ 0 rows, columns) away, and the neighbours'."""
-    rows, columns = offset
+def _pairs(values: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """…×H×W values of the pixels that have one `rows` ≥ 0 below and `columns` to the right, and the values of those."""
     height, width = max(values.shape[-2] - rows, 0), max(values.shape[-1] - abs(columns), 0)
     left, right = max(-columns, 0), max(columns, 0)
     return (
         values[..., :height, left : left + width],
         values[..., rows : rows + height, right : right + width],
     )
+
+
+def _squared(values: Tensor, rows: int, columns: int) -> Tensor:
+    one, other = _pairs(values, rows, columns)
+    return (one - other).square().sum(dim=1)
+
+
+def _both(inside: Tensor, rows: int, columns: int) -> Tensor:
+    one, other = _pairs(inside, rows, columns)
+    return one & other
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
