@@ -82,6 +82,7 @@ def negative(p, n, form):
 def pairwise(p, x, inside, contrast=0.03):
     """p: B×C×h×w probabilities and x: B×3×h×w colours, both at half resolution; inside: B×h×w. Pixel by pixel."""
     batch, _, height, width = p.shape
+    x = np.log(x + 0.05)
 
     def pairs(b, rows, columns):
         for i in range(height - rows):

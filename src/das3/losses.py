@@ -27,6 +27,8 @@ __all__ = [
 
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Rows and columns from a pixel to half of its neighbours; the other half are theirs."""
+_DARK = 0.05
+"""Added to colours before their logarithm: below it there is more noise than light."""
 _REACHES = (1, 3)
 """How far away, in pixels of half resolution, those are that a pixel is compared with."""
 
@@ -149,7 +151,8 @@ def negative_loss(
 def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None, contrast: float = 0.03) -> Tensor:
     """Neighbouring pixels of nearly equal colour are of a class: Σ_ij k_ij ‖p_i − p_j‖², a mean over all pairs.
 
-    At half resolution; j is each of the eight neighbours of i and of the eight three pixels away. The kernel is
+    At half resolution; x is the logarithm of the colour, so that an edge in the shade counts like one in the light, and
+    j each of the eight neighbours of i and of the eight three pixels away. The kernel is
     k_ij = exp(−d_ij / (contrast v + 1e-5)), d_ij the largest ‖x_k − x_l‖² of the two pixels and of all steps on the
     straight way between them, v the image's mean ‖x_k − x_l‖² of direct neighbours. So pairs on either side of an edge,
     be it a thin line, do not count, nor do most in an image that is noise all over, where colours tell little.
@@ -167,7 +170,8 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     loss, gated CRF (Obukhov et al., 2019), whose 1 − p_i · p_j would also make unsure pixels sure.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    probs, colour = F.avg_pool2d(logits.softmax(dim=1), 2), F.avg_pool2d(image.to(logits.dtype), 2)
+    probs = F.avg_pool2d(logits.softmax(dim=1), 2)
+    colour = torch.log(F.avg_pool2d(image.to(logits.dtype), 2) + _DARK)
     inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(logits.dtype), 2)
     inside = inside == 1
     steps = {way: _squared(colour, *way) for way in _DIRECTIONS}
