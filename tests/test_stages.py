@@ -35,18 +35,9 @@ WRONG = {
     **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "balance": 2.0},
     **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
-    **{
-        "pairwise": -1.0,
-        "regularizer": "none",
-        "keep": 2.0,
-        "width": -1,
-        "entropy": -1.0,
-        "decoders": 0,
-        "drop": 1.0,
-        "patches": 0,
-    },
+    **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
     **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
-    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0},
+    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0, "pairwise": -1.0},
 }
 
 
