@@ -113,6 +113,9 @@ def test_atp_losses(tmp_path, valid, rng):
     assert losses["diversity"].item() == close(1e-4 * reference.diversity(reference.mean_prediction(p, 3)))
     kind = find_stage("atp-selftrain")
     labels = torch.full((B, H, W), 255)
-    found = kind(kind.Options()).loss(segmenter, {"image": image, "valid": valid, "labels": labels})
+    batch = {"image": image, "valid": valid, "labels": labels}
+    found = kind(kind.Options()).loss(segmenter, batch)
     assert found["negative"].item() == close(reference.negative(p, p < 0.04, "pooled"))
     assert found["negative"] > 0
+    assert kind.Options().keep == 0  # the release hands on what it trained
+    assert kind(kind.Options(pairwise=1.0)).loss(segmenter, batch)["pairwise"] > 0

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from das3.data.samples import Sample
-from das3.losses import negative_loss, positive_loss
 from das3.stages.align import Align, AlignOptions
 from das3.stages.selftrain import SelfTrain, SelfTrainOptions
 
@@ -45,6 +43,7 @@ class AtpSelfTrainOptions(SelfTrainOptions):
     layout: float = 0.0
     tones: bool = False
     zooms: bool = False
+    keep: float = 0.0
 
 
 class AtpSelfTrain(SelfTrain):
@@ -53,15 +52,6 @@ class AtpSelfTrain(SelfTrain):
     name = "atp-selftrain"
     Options = AtpSelfTrainOptions
 
-    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
-        """Cross-entropy on the positive labels, −log(1 − Σ p) over the classes that are improbable now."""
-        options, logits = self.options, segmenter(batch["image"])
-        where = batch["valid"]
-        if options.negative_where == "unlabelled":
-            where = where & (batch["labels"] == 255)
-        with torch.no_grad():
-            negatives = logits.softmax(dim=1) < options.negative_threshold
-        return {
-            "positive": positive_loss(logits, batch["labels"]),
-            "negative": options.negative * negative_loss(logits, negatives, valid=where, form=options.negative_form),
-        }
+    def ruled_out(self, logits: Tensor, batch: Sample) -> Tensor:
+        """The classes that are improbable now."""
+        return logits.detach().softmax(dim=1) < self.options.negative_threshold

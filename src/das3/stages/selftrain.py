@@ -120,6 +120,10 @@ class SelfTrain(Stage[SelfTrainOptions]):
         """Some of what the model could do before stays."""
         blend_weights(bench.segmenter, self.entered, self.options.keep)
 
+    def ruled_out(self, logits: Tensor, batch: Sample) -> Tensor:
+        """Boolean B×C×H×W, the batch's negative labels."""
+        return unpack_negatives(batch["negatives"], self.num_classes)
+
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy on the positive labels, −log(1 − p) on the negative ones."""
         logits = segmenter(batch["image"])
@@ -127,7 +131,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
         where = batch["valid"]
         if self.options.negative_where == "unlabelled":
             where = where & (batch["labels"] == 255)
-        negatives = unpack_negatives(batch["negatives"], self.num_classes)
+        negatives = self.ruled_out(logits, batch)
         losses = {
             "positive": self.options.positive * positive,
             "negative": self.options.negative
