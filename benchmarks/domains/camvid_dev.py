@@ -29,9 +29,8 @@ SUITE = (
     + """\
 model_args: {width: 32}
 size: 144
-source_options: {steps: 500, batch_size: 8, lr: 2.0e-3, color: 0.2, precision: bf16}
-oracle_options: {steps: 300, batch_size: 8, lr: 1.0e-3, color: 0.2, precision: bf16}
-options: {precision: bf16}
+source_options: {steps: 500, batch_size: 8, lr: 2.0e-3, color: 0.2}
+oracle_options: {steps: 300, batch_size: 8, lr: 1.0e-3, color: 0.2}
 """
 )
 

@@ -60,13 +60,11 @@ class _Folder:
         return open_labelled(self.root / "images", self.root / "labels", self.classes, class_map=self.class_map)
 
 
-# bf16 is faster on CPUs that have it, which pays for the larger images and network.
 _REAL: dict[str, Any] = {
     "size": 144,
     "model_args": {"width": 32},
-    "source_options": {"steps": 500, "batch_size": 8, "lr": 2e-3, "color": 0.2, "precision": "bf16"},
-    "oracle_options": {"steps": 300, "batch_size": 8, "lr": 1e-3, "color": 0.2, "precision": "bf16"},
-    "options": {"precision": "bf16"},
+    "source_options": {"steps": 500, "batch_size": 8, "lr": 2e-3, "color": 0.2},
+    "oracle_options": {"steps": 300, "batch_size": 8, "lr": 1e-3, "color": 0.2},
 }
 
 
