@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from das3.data.images import Images
 from das3.data.samples import Maps, Samples, View
 from das3.entropy import entropy_of_probs
 from das3.label_store import LabelStore
-from das3.looks import LOOKS, PLAIN, TONES, ZOOMS, information, larger
+from das3.looks import PLAIN, TONES, ZOOMS, Look, information, light_of
 from das3.moments import Moments
 from das3.norms import reestimate, restored_statistics
 from das3.segmenter import Segmenter
@@ -25,7 +26,6 @@ from das3.segmenter import Segmenter
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from das3.data.images import Images
     from das3.stages.base import StageOptions
 
 __all__ = ["Bench", "Habits", "Insight"]
@@ -36,9 +36,11 @@ _GRID = 8
 _UNPLACED = 8
 _RARELY = 1e-3
 _ENOUGH = 500
-_FEW = 100
+_FEW = 50
 _CLEARLY = 0.01
 _MUCH_SURER = 0.07
+_LITTLE = 0.01
+_MOST_TONES = 3
 
 
 def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -75,9 +77,14 @@ class Insight(NamedTuple):
         """
         return self.information > other.information + by and self.doubt < other.doubt
 
-    def surer_than(self, other: Insight, by: float, losing: float) -> bool:
-        """Whether the doubt is smaller by this share of it, and no more than so much is lost of what it tells."""
-        return self.doubt < (1 - by) * other.doubt and self.information > other.information - losing
+    @property
+    def told(self) -> float:
+        """What it tells as a share of what there is to tell by the classes it sees, which a rare class makes small."""
+        return self.information / max(self.information + self.doubt, 1e-9)
+
+    def surer_than(self, other: Insight) -> bool:
+        """Whether there is much less doubt."""
+        return self.doubt < (1 - _MUCH_SURER) * other.doubt
 
 
 @dataclass
@@ -94,6 +101,8 @@ class Bench:
         batch_size: samples per batch on this process.
         source_moments: what the batch-norm layers remembered of the source when the model came in.
         track: wraps a long iteration to show its progress.
+        look: how the images are shown, on norm statistics re-estimated on images shown so; None shows them as they are,
+            on the statistics that the model has.
     """
 
     fabric: Fabric
@@ -105,10 +114,12 @@ class Bench:
     batch_size: int = 8
     source_moments: Sequence[Moments] = ()
     track: Callable[[Iterable[T], str, int], Iterable[T]] = field(default=_no_progress)
+    look: Look | None = None
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:
-        """Training samples of the target images, augmented as the options say."""
-        return Samples(self.images, self.view(options), seed=self.seed, maps=maps, order=order)
+        """Training samples of the target images, augmented as the options say; zooms are for labels alone."""
+        images = self.images if self.look is None else _Shown(self.images, replace(self.look, zoom=1.0))
+        return Samples(images, self.view(options), seed=self.seed, maps=maps, order=order)
 
     def view(self, options: StageOptions) -> View:
         """How a sample is cut, as the options say."""
@@ -141,12 +152,7 @@ class Bench:
 
     @torch.no_grad()
     def label_all(
-        self,
-        name: str,
-        label: Callable[[Tensor], dict[str, Tensor]],
-        *,
-        groups: Sequence[Sequence[int]] | None = None,
-        look: str | None = None,
+        self, name: str, label: Callable[[Tensor], dict[str, Tensor]], *, groups: Sequence[Sequence[int]] | None = None
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
 
@@ -157,8 +163,6 @@ class Bench:
             name: of the folder the labels are kept in.
             label: probabilities C×H×W float32 of one image → small arrays to store.
             groups: of images to label, from `groups`; all when None.
-            look: of `das3.looks.LOOKS`; the images are shown so, the norm statistics re-estimated on images shown so.
-                None shows them as they are, with the statistics that the model has.
         """
         store = LabelStore(self.folder / name, self.images.names)
         world, rank = self.fabric.world_size, self.fabric.global_rank
@@ -168,32 +172,34 @@ class Bench:
         was_training = self.segmenter.training
         self.segmenter.eval()
         batches = zip(missing, self.batches(missing), strict=True)
-        with self._looking(look, self.some_groups() if groups is None else groups):
+        with self._own_statistics(self.some_groups() if groups is None else groups):
             for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-                for i, probs in zip(group, self.predict(batch, look), strict=True):
+                for i, probs in zip(group, self.predict(batch), strict=True):
                     store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
         self.segmenter.train(was_training)
         self.fabric.barrier()
         return store
 
     @contextmanager
-    def _looking(self, look: str | None, groups: Sequence[Sequence[int]]) -> Iterator[None]:
-        """The model's norm statistics are those of images shown so."""
-        if look is None:
+    def _own_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:
+        """The model's norm statistics are those of images shown so, if there is a look."""
+        if self.look is None:
             yield
             return
         with restored_statistics(self.segmenter):
-            reestimate(self.segmenter, (part for batch in self.batches(groups) for part in _shown(batch, look)))
+            self.reestimate(groups)
             yield
 
-    def habits(self, look: str | None = None) -> Habits:
+    def reestimate(self, groups: Sequence[Sequence[int]] | None = None) -> None:
+        """Norm statistics of images as they are shown; of `some_groups` when None."""
+        batches = self.batches(self.some_groups() if groups is None else groups)
+        reestimate(self.segmenter, (part for batch in batches for part in self._shown(batch)))
+
+    def habits(self) -> Habits:
         """The mean prediction in each cell of a grid and of each class, over `some_groups` of images, on the device.
 
         Few images say little of places, so `_UNPLACED` images in which every place is alike are counted along; of a
         class below a thousandth of the pixels, little can be said as well.
-
-        Args:
-            look: see `label_all`.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
@@ -201,7 +207,7 @@ class Bench:
             return {"cells": F.adaptive_avg_pool2d(probs, _GRID), "won": won.float() / probs[0].numel()}
 
         groups = self.some_groups()
-        store = self.label_all("habits", summary, groups=groups, look=look)
+        store = self.label_all("habits", summary, groups=groups)
         told = [store[i] for group in groups for i in group]
         cells, won = (np.mean([one[key] for one in told], axis=0, dtype=np.float64) for key in ("cells", "won"))
         mean = cells.mean(axis=(1, 2))
@@ -210,51 +216,66 @@ class Bench:
         both = cells / cells.sum(axis=0), (mean + _RARELY) / (won + _RARELY)
         return Habits(*(torch.tensor(values, dtype=torch.float32, device=self.fabric.device) for values in both))
 
-    def insight(self, name: str, look: str | None = None) -> Insight:
+    def insight(self, name: str) -> Insight:
         """How much the model makes of some images, as it is now.
 
         Args:
             name: of the folder that what it is computed from is kept in.
-            look: see `label_all`.
         """
 
         def summary(probs: Tensor) -> dict[str, Tensor]:
             return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
         groups = self.some_groups(_FEW)
-        store = self.label_all(name, summary, groups=groups, look=look)
+        store = self.label_all(name, summary, groups=groups)
         told = [store[i] for group in groups for i in group]
         means, entropies = (torch.from_numpy(np.stack([one[key] for one in told])) for key in ("mean", "entropy"))
         return Insight(information(means, entropies), entropies.mean().item())
 
-    def best_look(self, *, tones: bool = True, zooms: bool = True) -> str | None:
-        """How to show the model the images so that it makes more of them than as they are; None where that is best.
+    def best_look(self, *, tones: bool = True, zooms: bool = True) -> Bench:
+        """The bench with the images shown so that the model makes more of them than as they are; itself if there is no
+        such look.
 
-        The tone in which it clearly tells most of some of them, if there is one, and in it the zoom in which it is much
-        surer; larger images are tried as long as each makes it surer than the one before.
+        Evenly lit, if the model is much surer of them then and tells no less of what it sees. So lit or not, in the
+        tone in which it clearly tells most of some of them, on top of it in another, up to three. And in the zoom in
+        which it is much surer; larger images are tried as long as each makes it surer than the one before.
 
         Args:
-            tones: try those of `das3.looks.TONES`.
+            tones: try even light, see `das3.looks.light_of`, and those of `das3.looks.TONES`.
             zooms: try those of `das3.looks.ZOOMS`.
         """
         if not (tones or zooms):
-            return None
-        found = {tone: self.insight(f"looks/{tone}", tone) for tone in (TONES if tones else (PLAIN,))}
-        better = [tone for tone in found if found[tone].exceeds(found[PLAIN], by=_CLEARLY)]
-        tone = max(better, key=lambda tone: found[tone].information, default=PLAIN)
-        best, doubt = None if tone == PLAIN else tone, found[tone].doubt
-        for zoom in ZOOMS if zooms else ():
-            look = larger(tone, zoom)
-            seen = self.insight(f"looks/{look}", look)
-            if not (seen.surer_than(found[tone], by=_MUCH_SURER, losing=_CLEARLY) and seen.doubt < doubt):
+            return self
+        best = Look()
+        told = self._asked(best)
+        if tones:
+            even = Look(light=light_of(self.batches(self.some_groups())))
+            seen = self._asked(even)
+            if seen.surer_than(told) and seen.told > told.told - _LITTLE:
+                best, told = even, seen
+        while tones and len(best.tones) < _MOST_TONES:
+            looks = [replace(best, tones=(*best.tones, tone)) for tone in TONES]
+            found = {look: seen for look in looks if (seen := self._asked(look)).exceeds(told, by=_CLEARLY)}
+            if not found:
                 break
-            best, doubt = look, seen.doubt
-        return best
+            best = max(found, key=lambda look: found[look].information)
+            told = found[best]
+        doubt = told.doubt
+        for zoom in ZOOMS if zooms else ():
+            seen = self._asked(replace(best, zoom=zoom))
+            clear = seen.surer_than(told) and seen.information > told.information - _LITTLE
+            if not clear or seen.doubt >= doubt:
+                break
+            best, doubt = replace(best, zoom=zoom), seen.doubt
+        return self if best.name == PLAIN else replace(self, look=best)
 
-    def predict(self, batch: Tensor, look: str | None = None) -> Tensor:
-        """Probabilities B×C×H×W float32 of a batch of images, shown so."""
+    def _asked(self, look: Look) -> Insight:
+        return replace(self, look=look).insight(f"looks/{look.name}")
+
+    def predict(self, batch: Tensor) -> Tensor:
+        """Probabilities B×C×H×W float32 of a batch of images."""
         parts = []
-        for part in _shown(batch, look or PLAIN):
+        for part in self._shown(batch):
             with self.fabric.autocast():
                 logits: Tensor = self.segmenter(part)
             if logits.shape[-2:] != batch.shape[-2:]:
@@ -262,8 +283,24 @@ class Bench:
             parts.append(logits.float().softmax(dim=1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def _shown(self, batch: Tensor) -> Sequence[Tensor]:
+        """A batch of images as they are shown, in parts that are no larger than the batch where they can be."""
+        images = batch if self.look is None else self.look(batch)
+        return torch.split(images, max(1, batch.numel() // images[0].numel()))
 
-def _shown(batch: Tensor, look: str) -> Sequence[Tensor]:
-    """A batch of images shown so, in parts that are no larger than the batch where they can be."""
-    images = LOOKS[look](batch)
-    return torch.split(images, max(1, batch.numel() // images[0].numel()))
+
+class _Shown(Images):
+    """Images shown in a look of zoom 1, H×W×3 uint8 as all are."""
+
+    def __init__(self, images: Images, look: Look) -> None:
+        super().__init__(images.names)
+        self.images, self.look = images, look
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        batch = torch.from_numpy(self.images[i]).permute(2, 0, 1)[None].float().div_(255)
+        shown: NDArray[np.uint8] = self.look(batch)[0].mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        return shown
+
+    def size(self, i: int) -> tuple[int, int]:
+        """The image's own."""
+        return self.images.size(i)

@@ -52,7 +52,6 @@ def data_set_thresholds(
     share: float,
     *,
     adjust: Callable[[Tensor], Tensor] = lambda probs: probs,
-    look: str | None = None,
 ) -> Tensor:
     """λ_c over all target images, C float32, by one pass of the model that enters the stage.
 
@@ -60,13 +59,12 @@ def data_set_thresholds(
         bench: model and images.
         share: in (0, 1], see `thresholds_of`.
         adjust: probabilities C×H×W of an image → those whose confidences count.
-        look: see `das3.bench.Bench.label_all`.
     """
 
     def confidences(probs: Tensor) -> dict[str, Tensor]:
         return {"histogram": confidence_histogram(adjust(probs)).int()}
 
-    store = bench.label_all("confidences", confidences, look=look)
+    store = bench.label_all("confidences", confidences)
     total = sum(torch.from_numpy(store[i]["histogram"]).long() for i in range(len(store)))
     assert isinstance(total, Tensor)
     return thresholds_of(total, share).to(bench.fabric.device)

@@ -23,6 +23,7 @@ class AtpAlignOptions(AlignOptions):
     detach_focus: bool = False
     diversity: float = 1e-4
     prior: Literal["uniform", "model"] = "uniform"
+    tones: bool = False
 
 
 class AtpAlign(Align):

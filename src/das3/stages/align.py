@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
-from das3.norms import reestimate
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, StageOptions
 
@@ -36,6 +35,8 @@ class AlignOptions(StageOptions):
             model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
         balance: in [0, 1]; how much a class counts for more in that mean prediction q that wins too few pixels:
             q s^balance, s as in `das3.bench.Habits`, since a model in doubt predicts rare classes too rarely.
+        tones: train on the images evenly lit or in another tone, such as grey, if the model clearly makes more of them
+            then, see `das3.bench.Bench.best_look`; often it does not.
     """
 
     steps: int = 60
@@ -48,6 +49,7 @@ class AlignOptions(StageOptions):
     memory: float = 0.0
     prior: Literal["uniform", "model"] = "model"
     balance: float = 0.5
+    tones: bool = True
 
     def checks(self) -> dict[str, bool]:
         """Ranges of this stage's own options."""
@@ -75,19 +77,22 @@ class Align(Stage[AlignOptions]):
 
     def prepare(self, bench: Bench) -> Samples:
         """The prior, if it is the model's, and room for the running mean prediction."""
+        options = self.options
+        # Statistics that are held are those of the images as they are, so that is how they are shown.
+        shown = bench.best_look(tones=options.tones and options.norm == "batch", zooms=False)
         classes = bench.segmenter.num_classes
         self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
         self.prior = None
-        if self.options.prior == "model":
-            layout, shortfall = bench.habits()
-            shares = layout.mean(dim=(1, 2)) * shortfall**self.options.balance
+        if options.prior == "model":
+            layout, shortfall = shown.habits()
+            shares = layout.mean(dim=(1, 2)) * shortfall**options.balance
             self.prior = shares / shares.sum()
-        return bench.samples(self.options)
+        return shown.samples(options)
 
     def finish(self, bench: Bench) -> None:
         """Norm statistics of whole images: those of the last batches of crops are a worse estimate of the same."""
         if self.options.norm == "batch":
-            reestimate(bench.segmenter, bench.batches(bench.some_groups()))
+            bench.reestimate()
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Focal entropy of every pixel and diversity of the (running) mean prediction."""

@@ -32,7 +32,7 @@ class PropagateOptions(StageOptions):
         balance: in [0, 1]; how much a class counts for more that wins too few pixels, in the teacher's labels, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        tones: show the teacher the images in the tone in which it makes most of them, as in stage 2.
+        tones: show the teacher the images evenly lit or in another tone, as in stage 2.
         zooms: show it larger images, as in stage 2.
         pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
             `das3.losses.pairwise_loss`; 0 is the paper's.
@@ -94,13 +94,14 @@ class Propagate(Stage[PropagateOptions]):
     def prepare(self, bench: Bench) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
         self.entered = copied_weights(bench.segmenter)
-        look = bench.best_look(tones=self.options.tones, zooms=self.options.zooms)
-        self.habits = bench.habits(look)
-        store = self.pseudo_labels = bench.label_all("teacher", self._teach, look=look)
+        options = self.options
+        shown = bench.best_look(tones=options.tones, zooms=options.zooms)
+        self.habits = shown.habits()
+        store = self.pseudo_labels = shown.label_all("teacher", self._teach)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
-        easy, hard = split_by_entropy(entropies, self.options.easy_share)
-        plain = bench.samples(self.options, maps=store.maps("labels"))
-        return EasyAndHard(plain, easy, hard, mix=self.options.mix)
+        easy, hard = split_by_entropy(entropies, options.easy_share)
+        plain = bench.samples(options, maps=store.maps("labels"))
+        return EasyAndHard(plain, easy, hard, mix=options.mix)
 
     def _teach(self, probs: Tensor) -> dict[str, Tensor]:
         likely = adjusted(probs, *self.habits, balance=self.options.balance, place=self.options.layout)

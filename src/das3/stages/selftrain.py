@@ -36,8 +36,8 @@ class SelfTrainOptions(StageOptions):
         balance: in [0, 1]; how much a class counts for more that wins too few pixels, where positive labels are made,
             see `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
         layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        tones: show the model that labels the images in another tone, such as grey, if there is one in which it clearly
-            makes more of them, see `das3.bench.Bench.best_look`; often there is none.
+        tones: show the model that labels the images evenly lit or in another tone, such as grey, if it clearly makes
+            more of them then, see `das3.bench.Bench.best_look`; often it does not.
         zooms: show it larger images, if it is much surer of them, see there; often it is not.
         pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
             `das3.losses.pairwise_loss`; 0 is the paper's.
@@ -95,11 +95,11 @@ class SelfTrain(Stage[SelfTrainOptions]):
         options = self.options
         self.num_classes = bench.segmenter.num_classes
         self.entered = copied_weights(bench.segmenter)
-        look = bench.best_look(tones=options.tones, zooms=options.zooms)
-        self.habits = bench.habits(look)
+        shown = bench.best_look(tones=options.tones, zooms=options.zooms)
+        self.habits = shown.habits()
         if options.thresholds == "data":
-            self.thresholds = data_set_thresholds(bench, options.share, adjust=self._likely, look=look)
-        store = self.pseudo_labels = bench.label_all("labels", self._label, look=look)
+            self.thresholds = data_set_thresholds(shown, options.share, adjust=self._likely)
+        store = self.pseudo_labels = shown.label_all("labels", self._label)
         return bench.samples(self.options, maps=store.maps("labels", "negatives"))
 
     def _likely(self, probs: Tensor) -> Tensor:
