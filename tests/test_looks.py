@@ -332,8 +332,8 @@ class Coarse(nn.Module):
         ({"plain": (0.5, 0.2), "x1.25": (0.5, 0.15), "x1.5": (0.5, 0.14)}, "x1.5", 3),
         ({"plain": (0.5, 0.2), "x1.25": (0.5, 0.15), "x1.5": (0.5, 0.16)}, "x1.25", 3),
         ({"plain": (0.5, 0.2), "x1.25": (0.5, 0.19)}, "plain", 2),  # hardly surer
-        ({"plain": (0.5, 0.2), "x1.25": (0.48, 0.1)}, "plain", 2),  # surer of fewer classes
-        ({"plain": (0.5, 0.2), "x1.25": (0.495, 0.1), "x1.5": (0.48, 0.05)}, "x1.25", 3),
+        ({"plain": (0.5, 0.2), "x1.25": (0.2, 0.1)}, "plain", 2),  # surer of fewer classes
+        ({"plain": (0.5, 0.2), "x1.25": (0.4, 0.1), "x1.5": (0.1, 0.05)}, "x1.25", 3),  # of a thinner one, of none
     ],
 )
 def test_images_are_enlarged_as_long_as_the_model_is_much_surer_of_them(found, best, tried, tmp_path, monkeypatch):

@@ -39,7 +39,6 @@ _ENOUGH = 500
 _FEW = 50
 _CLEARLY = 0.01
 _MUCH_SURER = 0.07
-_LITTLE = 0.01
 _MOST_TONES = 3
 
 
@@ -83,8 +82,8 @@ class Insight(NamedTuple):
         return self.information / max(self.information + self.doubt, 1e-9)
 
     def surer_than(self, other: Insight) -> bool:
-        """Whether there is much less doubt."""
-        return self.doubt < (1 - _MUCH_SURER) * other.doubt
+        """Whether there is much less doubt, and no less is told of what is seen."""
+        return self.doubt < (1 - _MUCH_SURER) * other.doubt and self.told > other.told - _CLEARLY
 
 
 @dataclass
@@ -251,7 +250,7 @@ class Bench:
         if tones:
             even = Look(light=light_of(self.batches(self.some_groups())))
             seen = self._asked(even)
-            if seen.surer_than(told) and seen.told > told.told - _LITTLE:
+            if seen.surer_than(told):
                 best, told = even, seen
         while tones and len(best.tones) < _MOST_TONES:
             looks = [replace(best, tones=(*best.tones, tone)) for tone in TONES]
@@ -263,8 +262,7 @@ class Bench:
         doubt = told.doubt
         for zoom in ZOOMS if zooms else ():
             seen = self._asked(replace(best, zoom=zoom))
-            clear = seen.surer_than(told) and seen.information > told.information - _LITTLE
-            if not clear or seen.doubt >= doubt:
+            if not seen.surer_than(told) or seen.doubt >= doubt:
                 break
             best, doubt = replace(best, zoom=zoom), seen.doubt
         return self if best.name == PLAIN else replace(self, look=best)
