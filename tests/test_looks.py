@@ -223,6 +223,7 @@ def test_labels_follow_the_best_tone(stage, tones, tmp_path):
     options = find_stage(stage).Options(tones=tones, zooms=False, balance=0.0, layout=0.0, **more)
     made = find_stage(stage)(options)
     made.prepare(bench_of(tmp_path, told_by(*RED), BLUE))
+    assert made.look == ("grey" if tones else "plain")
     labels = made.pseudo_labels[0]["labels"]
     assert (labels[8:] == 1).all()
     assert (labels[:8] == (0 if tones else 1)).mean() > 0.9

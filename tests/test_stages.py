@@ -302,7 +302,7 @@ def test_the_layout_is_the_mean_prediction_by_place(tmp_path):
     bench = bench_of(tmp_path, network())
     upper = torch.zeros(3, 16, 16)
     upper[0, :8], upper[1, 8:] = 1.0, 1.0
-    bench.predict = lambda batch, tone: upper.expand(len(batch), 3, 16, 16)
+    bench.predict = lambda batch: upper.expand(len(batch), 3, 16, 16)
     layout, shortfall = bench.habits()
     count = len(bench.images)
     assert layout.shape == (3, 8, 8)
@@ -318,7 +318,7 @@ def test_the_shortfall_is_what_a_class_wins_too_little(tmp_path):
     probs = torch.zeros(3, 16, 16)
     probs[0] = 1.0
     probs[0, :8], probs[1, :8] = 0.6, 0.4
-    bench.predict = lambda batch, tone: probs.expand(len(batch), 3, 16, 16)
+    bench.predict = lambda batch: probs.expand(len(batch), 3, 16, 16)
     expected = torch.tensor([(0.8 + 1e-3) / (1 + 1e-3), (0.2 + 1e-3) / 1e-3, 1.0])
     torch.testing.assert_close(bench.habits().shortfall, expected)
 

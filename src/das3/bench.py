@@ -267,6 +267,11 @@ class Bench:
             best, doubt = replace(best, zoom=zoom), seen.doubt
         return self if best.name == PLAIN else replace(self, look=best)
 
+    @property
+    def look_name(self) -> str:
+        """Name of the look that the images are shown in."""
+        return self.look.name if self.look else PLAIN
+
     def _asked(self, look: Look) -> Insight:
         return replace(self, look=look).insight(f"looks/{look.name}")
 

@@ -49,6 +49,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "align.steps=150",
         "align.prior=uniform",
         "align.balance=0",
+        "align.tones=false",
         "align.detach_focus=false",
     ),
     "selftrain": (

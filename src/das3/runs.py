@@ -29,6 +29,7 @@ from das3.data.samples import auto_crop
 from das3.engine import Record, StepState, train
 from das3.errors import RecipeError
 from das3.label_store import LabelStore
+from das3.looks import PLAIN
 from das3.moments import remembered_moments
 from das3.norms import NormMode, needs_reestimation, reestimate
 from das3.progress import Display
@@ -91,7 +92,7 @@ class Run:
     def write_summary(self, rows: Sequence[dict[str, Any]], *, gap_closed: float | None = None) -> dict[str, Any]:
         """Write summary.json and return what it says."""
         summary = {
-            "stages": [{key: row[key] for key in ("name", "miou", "per_class_iou", "seconds")} for row in rows],
+            "stages": [{key: row.get(key) for key in ("name", "look", "miou", "per_class_iou", "seconds")} for row in rows],
             "gap_closed": gap_closed,
             "seed": self.recipe.seed,
             "das3": __version__,
@@ -235,7 +236,7 @@ def run_phases(
     if state["phase"] > 0:
         segmenter.load_state_dict(load_checkpoint(_end(run, state["phase"] - 1, phases))["segmenter"])
     if not outcome.rows:
-        outcome.rows.append(_row("source", 0.0, measure(segmenter), display))
+        outcome.rows.append(_row("source", 0.0, measure(segmenter), display, None))
 
     def where() -> dict[str, Any]:
         """What every checkpoint says of the phases before."""
@@ -281,7 +282,7 @@ def run_phases(
 
         train(fabric, segmenter, stage, samples, recipe, seed=seed, start=start, report=report, save=save)
         stage.finish(bench)
-        outcome.rows.append(_row(phase.name, clock.seconds(), measure(segmenter), display))
+        outcome.rows.append(_row(phase.name, clock.seconds(), measure(segmenter), display, stage.look))
         save_checkpoint(_end(run, number, phases), {"segmenter": segmenter.state_dict()})
         save_checkpoint(run.checkpoints / "last.pt", {**where(), "phase": number + 1, "step": 0, "seconds": 0.0})
     return outcome
@@ -300,7 +301,9 @@ def _end(run: Run, number: int, phases: Sequence[Phase]) -> Path:
     return run.folder / end_of(number, phases[number].name)
 
 
-def _row(name: str, seconds: float, measured: dict[str, Any], display: Display) -> dict[str, Any]:
+def _row(name: str, seconds: float, measured: dict[str, Any], display: Display, look: str | None) -> dict[str, Any]:
     miou = measured["miou"]
+    if look not in (None, PLAIN):
+        display.say(f"{name:<12} made more of the images {look}, and was shown them so")
     display.say(f"{name:<12}" + (f" mIoU {miou:5.1f}" if miou is not None else " done") + f"   {seconds:7.1f} s")
-    return {"name": name, "seconds": round(seconds, 3), **measured}
+    return {"name": name, "look": look, "seconds": round(seconds, 3), **measured}

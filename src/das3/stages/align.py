@@ -80,6 +80,7 @@ class Align(Stage[AlignOptions]):
         options = self.options
         # Statistics that are held are those of the images as they are, so that is how they are shown.
         shown = bench.best_look(tones=options.tones and options.norm == "batch", zooms=False)
+        self.look = shown.look_name
         classes = bench.segmenter.num_classes
         self.register_buffer("running", torch.zeros(classes, device=bench.fabric.device))
         self.prior = None

@@ -77,6 +77,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
+        look: name of the look (see `das3.looks`) that `prepare` found best to show the model its images in, if it asked.
     """
 
     name: ClassVar[str]
@@ -87,6 +88,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         super().__init__()
         self.options = options
         self.pseudo_labels: LabelStore | None = None
+        self.look: str | None = None
 
     def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
         """Parameters that the stage trains; all others are frozen."""

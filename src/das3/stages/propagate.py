@@ -96,6 +96,7 @@ class Propagate(Stage[PropagateOptions]):
         self.entered = copied_weights(bench.segmenter)
         options = self.options
         shown = bench.best_look(tones=options.tones, zooms=options.zooms)
+        self.look = shown.look_name
         self.habits = shown.habits()
         store = self.pseudo_labels = shown.label_all("teacher", self._teach)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]

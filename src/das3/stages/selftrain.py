@@ -96,6 +96,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
         self.num_classes = bench.segmenter.num_classes
         self.entered = copied_weights(bench.segmenter)
         shown = bench.best_look(tones=options.tones, zooms=options.zooms)
+        self.look = shown.look_name
         self.habits = shown.habits()
         if options.thresholds == "data":
             self.thresholds = data_set_thresholds(shown, options.share, adjust=self._likely)
