@@ -89,7 +89,8 @@ def light_of(batches: Iterable[Tensor]) -> Tensor:
 
     Source: flat-field correction, estimated from the images themselves (Smith et al., Nature Methods 2015).
     """
-    bright = torch.cat([F.adaptive_avg_pool2d(batch.mean(dim=1, keepdim=True), _GRID) for batch in batches])
+    # On the CPU, where processes that load images can use it too.
+    bright = torch.cat([F.adaptive_avg_pool2d(batch.mean(dim=1, keepdim=True), _GRID).cpu() for batch in batches])
     mean = bright.mean(dim=0, keepdim=True)
     return (mean / mean.mean().clamp(min=1e-6)).clamp(min=_DARKEST)
 
