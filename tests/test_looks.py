@@ -60,7 +60,7 @@ def test_tones_follow_one_another_and_name_the_look():
         (images**0.6).mean(1, keepdim=True).expand(-1, 3, -1, -1), (9, 9), mode="bilinear"
     )
     torch.testing.assert_close(look(images), expected)
-    assert look.name == "even lifted grey x1.5"
+    assert look.name == "evenly lit lifted grey x1.5"
     assert Look().name == "plain"
     assert torch.equal(Look()(images), images)
 
@@ -186,7 +186,7 @@ def tell(monkeypatch, found):
 def test_a_tone_has_to_tell_clearly_more_and_leave_less_doubt(grey, best, tmp_path, monkeypatch):
     tried = tell(monkeypatch, {"plain": (0.5, 0.2), "grey": grey})
     assert looks_best(bench_of(tmp_path, told_by(*RED), WHITE)) == best
-    assert tried[:7] == ["plain", "even", *TONES]
+    assert tried[:7] == ["plain", "evenly lit", *TONES]
     assert len(tried) == (12 if best == "grey" else 7)
 
 
@@ -203,16 +203,16 @@ def test_tones_are_tried_on_top_of_the_best_as_long_as_they_tell_more(tmp_path, 
 @pytest.mark.parametrize(
     ("even", "best"),
     [
-        ((0.4, 0.1), "even"),  # of a rare class there is less to tell, but no less of it is told
+        ((0.4, 0.1), "evenly lit"),  # of a rare class there is less to tell, but no less of it is told
         ((0.4, 0.19), "plain"),  # hardly surer
         ((0.2, 0.1), "plain"),  # surer, since it sees less
     ],
 )
 def test_images_are_evenly_lit_where_the_model_is_much_surer_of_them(even, best, tmp_path, monkeypatch):
-    tried = tell(monkeypatch, {"plain": (0.6, 0.2), "even": even})
+    tried = tell(monkeypatch, {"plain": (0.6, 0.2), "evenly lit": even})
     bench = bench_of(tmp_path, told_by(*RED), WHITE)
     assert looks_best(bench) == best
-    assert tried[:2] == ["plain", "even"]
+    assert tried[:2] == ["plain", "evenly lit"]
     assert looks_best(bench, tones=False, zooms=True) == "plain"
 
 
@@ -346,11 +346,11 @@ def test_images_are_enlarged_as_long_as_the_model_is_much_surer_of_them(found, b
 
 def test_light_then_tones_then_zooms(tmp_path, monkeypatch):
     bench = bench_of(tmp_path, told_by(*RED), WHITE)
-    found = {"plain": (0.5, 0.3), "even": (0.5, 0.2), "grey": (0.7, 0.1), "even grey": (0.6, 0.15)}
-    found |= {"even grey x1.25": (0.6, 0.1), "even grey x1.5": (0.6, 0.2)}
+    found = {"plain": (0.5, 0.3), "evenly lit": (0.5, 0.2), "grey": (0.7, 0.1), "evenly lit grey": (0.6, 0.15)}
+    found |= {"evenly lit grey x1.25": (0.6, 0.1), "evenly lit grey x1.5": (0.6, 0.2)}
     tell(monkeypatch, found)
-    assert looks_best(bench, zooms=True) == "even grey x1.25"
-    assert looks_best(bench) == "even grey"
+    assert looks_best(bench, zooms=True) == "evenly lit grey x1.25"
+    assert looks_best(bench) == "evenly lit grey"
 
 
 class Spots(Skies):

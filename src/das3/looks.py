@@ -61,7 +61,7 @@ class Look:
     @property
     def name(self) -> str:
         """For a person, and for a folder."""
-        parts = ["even"] * (self.light is not None) + [*self.tones] + [f"x{self.zoom:g}"] * (self.zoom != 1)
+        parts = ["evenly lit"] * (self.light is not None) + [*self.tones] + [f"x{self.zoom:g}"] * (self.zoom != 1)
         return " ".join(parts) or PLAIN
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ class Run:
     def write_summary(self, rows: Sequence[dict[str, Any]], *, gap_closed: float | None = None) -> dict[str, Any]:
         """Write summary.json and return what it says."""
         summary = {
-            "stages": [{key: row.get(key) for key in ("name", "look", "miou", "per_class_iou", "seconds")} for row in rows],
+            "stages": [
+                {key: row.get(key) for key in ("name", "look", "miou", "per_class_iou", "seconds")} for row in rows
+            ],
             "gap_closed": gap_closed,
             "seed": self.recipe.seed,
             "das3": __version__,
@@ -304,6 +306,6 @@ def _end(run: Run, number: int, phases: Sequence[Phase]) -> Path:
 def _row(name: str, seconds: float, measured: dict[str, Any], display: Display, look: str | None) -> dict[str, Any]:
     miou = measured["miou"]
     if look not in (None, PLAIN):
-        display.say(f"{name:<12} made more of the images {look}, and was shown them so")
+        display.say(f"{name:<12} images are shown {look}, of which the model makes more")
     display.say(f"{name:<12}" + (f" mIoU {miou:5.1f}" if miou is not None else " done") + f"   {seconds:7.1f} s")
     return {"name": name, "look": look, "seconds": round(seconds, 3), **measured}

@@ -77,7 +77,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
-        look: name of the look (see `das3.looks`) that `prepare` found best to show the model its images in, if it asked.
+        look: name of the look (see `das3.looks`) that `prepare` found best to show the model its images in, if it did.
     """
 
     name: ClassVar[str]
