@@ -39,6 +39,7 @@ _ENOUGH = 500
 _FEW = 50
 _CLEARLY = 0.01
 _MUCH_SURER = 0.07
+_LITTLE = 0.05
 _MOST_TONES = 3
 
 
@@ -82,8 +83,8 @@ class Insight(NamedTuple):
         return self.information / max(self.information + self.doubt, 1e-9)
 
     def surer_than(self, other: Insight) -> bool:
-        """Whether there is much less doubt, and no less is told of what is seen."""
-        return self.doubt < (1 - _MUCH_SURER) * other.doubt and self.told > other.told - _CLEARLY
+        """Whether there is much less doubt, and little less is told of what is seen, as where one class is all."""
+        return self.doubt < (1 - _MUCH_SURER) * other.doubt and self.told > other.told - _LITTLE
 
 
 @dataclass
@@ -235,7 +236,7 @@ class Bench:
         """The bench with the images shown so that the model makes more of them than as they are; itself if there is no
         such look.
 
-        Evenly lit, if the model is much surer of them then and tells no less of what it sees. So lit or not, in the
+        Evenly lit, if the model is much surer of them then and tells little less of what it sees. So lit or not, in the
         tone in which it clearly tells most of some of them, on top of it in another, up to three. And in the zoom in
         which it is much surer; larger images are tried as long as each makes it surer than the one before.
 
