@@ -43,6 +43,8 @@ def test_adapt_needs_nothing_but_model_images_and_out(world, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert [row["name"] for row in summary["stages"]] == ["source", "align", "selftrain", "propagate"]
     assert all(row["miou"] is None and row["per_class_iou"] is None for row in summary["stages"])
+    assert summary["stages"][0]["look"] is None
+    assert all(isinstance(row["look"], str) for row in summary["stages"][1:])
     assert summary["gap_closed"] is None
     assert summary["seed"] == 0
     assert "classifier" in capsys.readouterr().err

@@ -31,7 +31,6 @@ from das3.engine import Record, make_fabric, train
 from das3.errors import RecipeError
 from das3.evaluate import evaluate
 from das3.moments import remembered_moments
-from das3.norms import reestimate
 from das3.recipe import Recipe
 from das3.segmenter import Segmenter, evaluating
 from das3.stages import Stage, find_stage
@@ -256,7 +255,7 @@ def stage_cost(
         try:
             began = time.perf_counter()
             if stage.options.norm != "frozen":
-                reestimate(segmenter, bench.batches(bench.some_groups()))
+                bench.reestimate()
             samples = stage.prepare(bench)
             prepared = time.perf_counter() - began
             with nullcontext() if measured else saved.watching(segmenter, stage):

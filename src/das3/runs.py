@@ -31,7 +31,7 @@ from das3.errors import RecipeError
 from das3.label_store import LabelStore
 from das3.looks import PLAIN
 from das3.moments import remembered_moments
-from das3.norms import NormMode, needs_reestimation, reestimate
+from das3.norms import NormMode, needs_reestimation
 from das3.progress import Display
 from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
@@ -261,7 +261,7 @@ def run_phases(
         batch_size = recipe.batch_size // fabric.world_size
         bench = Bench(fabric, segmenter, images, folder, seed, crop, batch_size, source_moments, display.track)
         if needed:
-            reestimate(segmenter, bench.batches(bench.some_groups()))
+            bench.reestimate()
         samples = stage.prepare(bench)
         outcome.pseudo_labels = stage.pseudo_labels or outcome.pseudo_labels
         start = None

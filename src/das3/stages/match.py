@@ -11,7 +11,6 @@ from das3.averages import copied_weights
 from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.moments import moments_loss, watched_moments
-from das3.norms import reestimate
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, StageOptions
 
@@ -69,6 +68,6 @@ class Match(Stage[MatchOptions]):
     def finish(self, bench: Bench) -> None:
         """Norm statistics of whole images, and the verdict."""
         if self.options.norm == "batch":
-            reestimate(bench.segmenter, bench.batches(bench.some_groups()))
+            bench.reestimate()
         if not bench.insight("after").exceeds(self.before, by=self.options.gain):
             bench.segmenter.load_state_dict(self.entered)
