@@ -37,8 +37,8 @@ TONES: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Images B×3×H×W in [0, 1] → the same in another tone. One may follow another, or itself."""
 
 
-ZOOMS = (1.25, 1.5)
-"""How many times larger a model may be shown its images, in rising order."""
+ZOOMS = (1.33, 1.67, 2.0)
+"""How many times larger, about, a model may be shown its images, in rising order."""
 
 _GRID = 8
 _DARKEST = 0.2
@@ -50,7 +50,7 @@ class Look:
 
     Attributes:
         tones: of `TONES`, one after another.
-        zoom: how many times larger.
+        zoom: how many times larger, about.
         light: 1×1×h×w, the light that is taken out of the images first, see `light_of`; None leaves it in them.
     """
 
@@ -74,8 +74,17 @@ class Look:
             images = TONES[tone](images)
         if self.zoom == 1:
             return images
-        larger = [round(side * self.zoom) for side in size]
+        larger = [_enlarged(side, self.zoom) for side in size]
         return F.interpolate(images, size=larger, mode="bilinear", align_corners=False)
+
+
+def _enlarged(side: int, zoom: float) -> int:
+    """About `zoom` times a side: a multiple of 8, and of 16 or 32 if the side is one.
+
+    Networks halve an image up to five times. Some refuse one whose sides do not divide, others shift what they see.
+    """
+    unit = max(8, math.gcd(side, 32))
+    return max(1, round(side * zoom / unit)) * unit
 
 
 def light_of(batches: Iterable[Tensor]) -> Tensor:
