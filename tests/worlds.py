@@ -50,3 +50,10 @@ def bench(segmenter: Segmenter, folder: Path, count: int = 3, size: tuple[int, i
     """A stage's bench with images of noise."""
     images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(count)]
     return Bench(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
+
+
+def dark_corners(size: int) -> np.ndarray:
+    """Light that falls off towards the corners, size × size, of mean 1."""
+    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
+    light = 1.3 - 2 * (x**2 + y**2)
+    return light / light.mean()
