@@ -312,3 +312,16 @@ def test_labels_are_made_of_larger_images_where_the_model_is_too_coarse(stage, z
     truth[:, LINES] = 0
     right = (made.pseudo_labels[0]["labels"] == truth).mean()
     assert right > 0.9 if zooms else right < 0.8
+
+
+def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
+    class OneSize(Coarse):
+        def forward(self, images):
+            return super().forward(images) + torch.zeros(1, 1, 24, 24)
+
+    as_it_is = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=(24, 24))
+    segmenter = Segmenter(OneSize(), preprocess=as_it_is, example_size=(24, 24)).eval()
+    assert segmenter.takes(24, 24)
+    assert not segmenter.takes(25, 24)
+    bench = Bench(make_fabric("cpu", "32"), segmenter, open_images(Lines(WHITE)), tmp_path, (0, 0), (24, 24), 4)
+    assert looks_best(bench, tones=False, zooms=True) == "plain"

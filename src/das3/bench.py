@@ -262,10 +262,13 @@ class Bench:
             told = found[best]
         doubt = told.doubt
         for zoom in ZOOMS if zooms else ():
-            seen = self._asked(replace(best, zoom=zoom))
+            larger = replace(best, zoom=zoom)
+            if not self.segmenter.takes(*larger.size(self.images.size(0))):
+                break
+            seen = self._asked(larger)
             if not seen.surer_than(told) or seen.doubt >= doubt:
                 break
-            best, doubt = replace(best, zoom=zoom), seen.doubt
+            best, doubt = larger, seen.doubt
         return self if best.name == PLAIN else replace(self, look=best)
 
     @property

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["DryRun", "StageCost", "affordable", "dry_run", "stage_cost"]
 
 _BUDGET = 12.0  # seconds that the stages' steps may take together
-_PASSES = 48  # over the images, that preparing a stage takes at most, larger ones counted as so many more
+_PASSES = 68  # over the images, that preparing a stage takes at most, larger ones counted as so many more
 _TINY_LR = 1e-12  # so that a step without its warm-up can't spoil the next
 
 

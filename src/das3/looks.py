@@ -9,7 +9,7 @@ leaves dark for lesions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,11 @@ class Look:
         parts = ["evenly lit"] * (self.light is not None) + [*self.tones] + [f"x{self.zoom:g}"] * (self.zoom != 1)
         return " ".join(parts) or PLAIN
 
+    def size(self, size: Sequence[int]) -> tuple[int, int]:
+        """(height, width) in which an image of (height, width) is shown."""
+        height, width = size if self.zoom == 1 else (_enlarged(side, self.zoom) for side in size)
+        return height, width
+
     def __call__(self, images: Tensor) -> Tensor:
         """Images B×3×H×W in [0, 1] shown so."""
         size = images.shape[-2:]
@@ -74,14 +79,13 @@ class Look:
             images = TONES[tone](images)
         if self.zoom == 1:
             return images
-        larger = [_enlarged(side, self.zoom) for side in size]
-        return F.interpolate(images, size=larger, mode="bilinear", align_corners=False)
+        return F.interpolate(images, size=self.size(size), mode="bilinear", align_corners=False)
 
 
 def _enlarged(side: int, zoom: float) -> int:
     """About `zoom` times a side: a multiple of 8, and of 16 or 32 if the side is one.
 
-    Networks halve an image up to five times. Some refuse one whose sides do not divide, others shift what they see.
+    Networks halve an image up to five times. Where its sides do not divide, what they see is shifted.
     """
     unit = max(8, math.gcd(side, 32))
     return max(1, round(side * zoom / unit)) * unit

@@ -328,6 +328,14 @@ class Segmenter(nn.Module):
         """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W."""
         return self.upsample(self.native_logits(self.pad(images)), images)
 
+    def takes(self, height: int, width: int) -> bool:
+        """Whether the network can be run on images of this size, which some that take one size only can't."""
+        example = next(self.model.parameters()).new_zeros((1, 3, height, width))
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError), evaluating(self.model), torch.no_grad():
+            self.native_logits(self.pad(example))
+            return True
+        return False
+
     def pad(self, images: Tensor) -> Tensor:
         """Images, or other maps B×K×H×W of their size, with sides that the network takes; edges are repeated."""
         (height, width), (full_height, full_width) = images.shape[-2:], self._padded(images)
