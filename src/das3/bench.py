@@ -237,8 +237,8 @@ class Bench:
         such look.
 
         Evenly lit, if the model is much surer of them then and tells little less of what it sees. So lit or not, in the
-        tone in which it clearly tells most of some of them, on top of it in another, up to three. And in the zoom in
-        which it is much surer; larger images are tried as long as each makes it surer than the one before.
+        tone in which it clearly tells most of some of them, on top of it in another, up to three. And larger, as long as
+        each zoom makes it much surer than the one before.
 
         Args:
             tones: try even light, see `das3.looks.light_of`, and those of `das3.looks.TONES`.
@@ -260,15 +260,14 @@ class Bench:
                 break
             best = max(found, key=lambda look: found[look].information)
             told = found[best]
-        doubt = told.doubt
         for zoom in ZOOMS if zooms else ():
             larger = replace(best, zoom=zoom)
             if not self.segmenter.takes(*larger.size(self.images.size(0))):
                 break
             seen = self._asked(larger)
-            if not seen.surer_than(told) or seen.doubt >= doubt:
+            if not seen.surer_than(told):
                 break
-            best, doubt = larger, seen.doubt
+            best, told = larger, seen
         return self if best.name == PLAIN else replace(self, look=best)
 
     @property
