@@ -237,8 +237,8 @@ class Bench:
         such look.
 
         Evenly lit, if the model is much surer of them then and tells little less of what it sees. So lit or not, in the
-        tone in which it clearly tells most of some of them, on top of it in another, up to three. And larger, as long as
-        each zoom makes it much surer than the one before.
+        tone in which it clearly tells most of some of them, on top of it in another, up to three. And larger, as long
+        as each zoom makes it much surer than the one before.
 
         Args:
             tones: try even light, see `das3.looks.light_of`, and those of `das3.looks.TONES`.
