@@ -64,9 +64,9 @@ class Look:
         parts = ["evenly lit"] * (self.light is not None) + [*self.tones] + [f"x{self.zoom:g}"] * (self.zoom != 1)
         return " ".join(parts) or PLAIN
 
-    def size(self, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) in which an image of (height, width) is shown."""
-        height, width = size if self.zoom == 1 else (_enlarged(side, self.zoom) for side in size)
+    def size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """(height, width) in which an image of this (height, width) is shown."""
+        height, width = shape if self.zoom == 1 else (_enlarged(side, self.zoom) for side in shape)
         return height, width
 
     def __call__(self, images: Tensor) -> Tensor:
