@@ -20,6 +20,21 @@ def test_half_of_the_classes_present_are_picked(seed, classes):
     assert len(set(picked)) == len(picked) == (len(present) + 1) // 2
 
 
+@given(st.integers(0, 2**16), st.integers(2, 6))
+def test_a_class_that_is_wanted_is_picked_in_place_of_the_last_one(seed, classes):
+    labels = sample(seed, 0.0, classes)["labels"]
+    present = set(labels.unique().tolist()) - {255}
+    plain = pick_classes(labels, np.random.default_rng(seed)).tolist()
+    for wanted in range(classes + 1):
+        picked = pick_classes(labels, np.random.default_rng(seed), wanted=wanted).tolist()
+        assert len(set(picked)) == len(picked) == len(plain)
+        assert (wanted in picked) == (wanted in present)
+        if wanted in plain or wanted not in present:
+            assert set(picked) == set(plain)
+        else:
+            assert set(picked) - {wanted} == set(plain[:-1])
+
+
 @given(st.integers(0, 2**16))
 def test_every_map_comes_from_the_same_side(seed):
     over, under = sample(seed, 1.0), sample(seed + 1, 2.0)

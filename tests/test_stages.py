@@ -19,6 +19,7 @@ from das3.losses import pairwise_loss
 from das3.moments import remembered_moments
 from das3.norms import batch_norms, reestimate
 from das3.pseudo_labels import unpack_negatives
+from das3.rare_classes import RareClasses
 from das3.segmenter import Segmenter
 from das3.stages import find_stage, stage_types
 from das3.stages.base import StageOptions
@@ -37,7 +38,7 @@ WRONG = {
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
     **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
     **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
-    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0, "pairwise": -1.0},
+    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0, "pairwise": -1.0, "rare_temperature": -1.0},
 }
 
 
@@ -263,6 +264,18 @@ def test_pairwise_is_one_more_loss_of_what_the_student_is_shown(stage, tmp_path)
     assert with_pairs.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(with_pairs[name], value)
+
+
+@pytest.mark.parametrize("stage", ["selftrain", "propagate"])
+def test_images_are_drawn_by_the_rare_classes_of_their_labels_if_asked_for(stage, tmp_path):
+    made, samples = prepared(stage, tmp_path / "rare", network(), rare_temperature=0.1)
+    expected = RareClasses([one["labels"] for one in made.pseudo_labels], 0.1)
+    for drawn in (samples,) if stage == "selftrain" else (samples.easy, samples.hard):
+        assert drawn.rare.chances.tolist() == expected.chances.tolist()
+        assert drawn.rare.shown.tolist() == expected.shown.tolist()
+    _, samples = prepared(stage, tmp_path / "even", network())
+    for drawn in (samples,) if stage == "selftrain" else (samples.easy, samples.hard):
+        assert drawn.rare is None
 
 
 def test_thresholds_over_all_images_let_a_class_win_that_exceeds_its_own_most(tmp_path):

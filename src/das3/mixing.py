@@ -9,12 +9,15 @@ from torch import Tensor
 __all__ = ["class_mix", "pick_classes"]
 
 
-def pick_classes(labels: Tensor, rng: np.random.Generator, *, ignore_index: int = 255) -> Tensor:
+def pick_classes(
+    labels: Tensor, rng: np.random.Generator, *, wanted: int | None = None, ignore_index: int = 255
+) -> Tensor:
     """Half of the classes present (rounded up), at random.
 
     Args:
         labels: integer class ids of any shape.
         rng: source of randomness.
+        wanted: a class that is among them, if it is present; None for none.
         ignore_index: id that is no class.
 
     Returns:
@@ -24,19 +27,25 @@ def pick_classes(labels: Tensor, rng: np.random.Generator, *, ignore_index: int 
     """
     present = labels.unique()
     present = present[present != ignore_index]
-    order = torch.from_numpy(rng.permutation(len(present)))
-    picked: Tensor = present[order[: (len(present) + 1) // 2].to(present.device)]
-    return picked
+    ids = present[torch.from_numpy(rng.permutation(len(present))).to(present.device)].tolist()
+    ids.sort(key=lambda c: c != wanted)  # the others stay in their order
+    return torch.tensor(ids[: (len(ids) + 1) // 2], dtype=labels.dtype, device=labels.device)
 
 
 def class_mix(
-    over: dict[str, Tensor], under: dict[str, Tensor], rng: np.random.Generator, *, ignore_index: int = 255
+    over: dict[str, Tensor],
+    under: dict[str, Tensor],
+    rng: np.random.Generator,
+    *,
+    wanted: int | None = None,
+    ignore_index: int = 255,
 ) -> dict[str, Tensor]:
     """Paste random classes of the sample `over` on the sample `under`.
 
     Args:
         over, under: samples with a "labels" H×W map and any other maps …×H×W (image, valid, …) of equal shapes.
         rng: source of randomness.
+        wanted: a class that is pasted if `over` shows it; None for none.
         ignore_index: label id that is never pasted.
 
     Returns:
@@ -44,6 +53,6 @@ def class_mix(
 
     Source: DAS3, Mix(·, ·) of stage 3.
     """
-    picked = pick_classes(over["labels"], rng, ignore_index=ignore_index)
+    picked = pick_classes(over["labels"], rng, wanted=wanted, ignore_index=ignore_index)
     mask = torch.isin(over["labels"], picked)
     return {key: torch.where(mask, over[key], under[key]) for key in over}

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from das3.data.samples import Samples, View, auto_crop
+from das3.rare_classes import RareClasses
 
 
 def scene(seed=0, height=20, width=30):
@@ -74,6 +75,23 @@ def test_every_epoch_shows_every_image_once_in_a_new_order():
 
 def test_an_order_restricts_the_images():
     assert {make(order=[2, 5]).pick(n) for n in range(20)} == {2, 5}
+
+
+def test_rare_classes_say_which_images_are_drawn_and_for_which_class():
+    labels = [np.full((4, 4), c, np.uint8) for c in (0, 0, 1, 1, 2, 2, 255)]
+    rare = RareClasses(labels, temperature=1e6)
+    samples = make(rare=rare, order=[0, 2, 3, 6])
+    drawn = [samples.draw(n) for n in range(600)]
+    assert [index for index, _ in drawn] == [samples.pick(n) for n in range(600)]
+    assert set(drawn) == {(0, 0), (2, 1), (3, 1)}
+    often = np.bincount([index for index, _ in drawn], minlength=7) / 600
+    assert often == pytest.approx([0.5, 0, 0.25, 0.25, 0, 0, 0], abs=0.08)
+    assert drawn != [samples.draw(n, salt=1) for n in range(600)]
+    assert drawn[7] == make(rare=rare, order=[0, 2, 3, 6]).draw(7)
+    # Where nothing is labelled, images are drawn as without.
+    nothing = make(rare=rare, order=[6, 6, 6])
+    assert nothing.draw(4) == (6, None)
+    assert make().draw(4) == (make().pick(4), None)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from das3.rare_classes import RareClasses
+
 __all__ = ["Sample", "Samples", "View", "auto_crop"]
 
 Sample = dict[str, Tensor]
@@ -99,7 +101,7 @@ def _resize(values: Tensor, window: Sequence[int], crop: tuple[int, int], mode: 
 
 
 class Samples(Dataset[Sample]):
-    """Sample n: an image drawn without repetition within an epoch, its maps, one random view of both.
+    """Sample n: an image, its maps, one random view of both. Without `rare` none is repeated within an epoch.
 
     Args:
         images: what to draw from; H×W×3 uint8 arrays.
@@ -107,6 +109,7 @@ class Samples(Dataset[Sample]):
         seed: everything random depends on this and n alone.
         maps: label maps of image i, or None.
         order: indices of the images that are drawn; None for all.
+        rare: draws them by the classes that they show; None draws all equally often.
     """
 
     def __init__(
@@ -117,17 +120,27 @@ class Samples(Dataset[Sample]):
         seed: Sequence[int],
         maps: Maps | None = None,
         order: Sequence[int] | None = None,
+        rare: RareClasses | None = None,
     ) -> None:
-        self.images, self.view, self.maps = images, view, maps
+        self.images, self.view, self.maps, self.rare = images, view, maps, rare
         self.seed = tuple(seed)
         self.order = np.asarray(order if order is not None else range(len(images)))
 
     def pick(self, n: int, salt: int = 0) -> int:
-        """Index of the image that sample n shows: a fresh permutation for every epoch."""
+        """Index of the image that sample n shows."""
+        return self.draw(n, salt)[0]
+
+    def draw(self, n: int, salt: int = 0) -> tuple[int, int | None]:
+        """Index of the image that sample n shows, and the class for which it was drawn.
+
+        Without `rare`, or where it finds none, images follow a fresh permutation for every epoch, for no class.
+        """
+        drawn = self.rare and self.rare.draw(self.order, np.random.default_rng([*self.seed, salt, 2, n]))
+        if drawn:
+            return drawn
         epoch, position = divmod(n, len(self.order))
-        return int(
-            self.order[np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))[position]]
-        )
+        order = np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))
+        return int(self.order[order[position]]), None
 
     def cut(self, index: int, rng: np.random.Generator) -> Sample:
         """One random view of image `index` and its maps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from das3.entropy import entropy_of_probs
 from das3.losses import pairwise_loss, positive_loss
 from das3.mixing import class_mix
 from das3.pseudo_labels import adjusted
+from das3.rare_classes import RareClasses
 from das3.stages.base import Stage, StageOptions
 
 __all__ = ["Propagate", "split_by_entropy"]
@@ -36,6 +38,8 @@ class PropagateOptions(StageOptions):
         zooms: show it larger images, as in stage 2.
         pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
             `das3.losses.pairwise_loss`; 0 is the paper's.
+        rare_temperature: T of rare-class sampling, as in stage 2, among the easy images and among the hard ones; the
+            class for which a hard one is drawn is among those that are mixed into the other. 0 is the paper's.
         keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
@@ -52,6 +56,7 @@ class PropagateOptions(StageOptions):
     tones: bool = True
     zooms: bool = True
     pairwise: float = 0.0
+    rare_temperature: float = 0.0
     keep: float = 0.3
     rounds: int = 1
 
@@ -63,6 +68,7 @@ class PropagateOptions(StageOptions):
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
             "pairwise": self.pairwise >= 0,
+            "rare_temperature": self.rare_temperature >= 0,
             "keep": 0 <= self.keep < 1,
             "rounds": self.rounds >= 1,
         }
@@ -102,6 +108,8 @@ class Propagate(Stage[PropagateOptions]):
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, options.easy_share)
         plain = bench.samples(options, maps=store.maps("labels"))
+        if options.rare_temperature:
+            plain.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
         return EasyAndHard(plain, easy, hard, mix=options.mix)
 
     def _teach(self, probs: Tensor) -> dict[str, Tensor]:
@@ -132,8 +140,8 @@ class EasyAndHard(Samples):
 
     def __init__(self, plain: Samples, easy: Sequence[int], hard: Sequence[int], *, mix: bool) -> None:
         super().__init__(plain.images, plain.view, seed=plain.seed, maps=plain.maps)
-        self.easy = Samples(plain.images, plain.view, seed=plain.seed, maps=plain.maps, order=easy)
-        self.hard = Samples(plain.images, plain.view, seed=plain.seed, maps=plain.maps, order=hard)
+        of = partial(Samples, plain.images, plain.view, seed=plain.seed, maps=plain.maps, rare=plain.rare)
+        self.easy, self.hard = of(order=easy), of(order=hard)
         self.mix = mix
 
     def __getitem__(self, n: int) -> Sample:
@@ -143,5 +151,6 @@ class EasyAndHard(Samples):
         half = self.hard if is_hard else self.easy
         sample = half.cut(half.pick(n // 2), rng)
         if is_hard and self.mix:
-            sample = class_mix(half.cut(half.pick(n // 2, salt=1), rng), sample, rng)
+            index, wanted = half.draw(n // 2, salt=1)
+            sample = class_mix(half.cut(index, rng), sample, rng, wanted=wanted)
         return {**sample, "hard": torch.tensor(is_hard)}

@@ -13,6 +13,7 @@ from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.losses import negative_loss, pairwise_loss, positive_loss
 from das3.pseudo_labels import adjusted, negative_labels, pack_negatives, positive_labels, unpack_negatives
+from das3.rare_classes import RareClasses
 from das3.stages.base import Stage, StageOptions
 from das3.thresholds import data_set_thresholds, normalized_labels
 
@@ -41,6 +42,8 @@ class SelfTrainOptions(StageOptions):
         zooms: show it larger images, if it is much surer of them, see there; often it is not.
         pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
             `das3.losses.pairwise_loss`; 0 is the paper's.
+        rare_temperature: T of rare-class sampling, see `das3.rare_classes.RareClasses`; images that show classes of
+            which there are few labels are shown more often. 0 is the paper's, all images equally often.
         keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the labels are made anew and the stage is run.
     """
@@ -62,6 +65,7 @@ class SelfTrainOptions(StageOptions):
     tones: bool = True
     zooms: bool = True
     pairwise: float = 0.0
+    rare_temperature: float = 0.0
     keep: float = 0.3
     rounds: int = 1
 
@@ -79,6 +83,7 @@ class SelfTrainOptions(StageOptions):
             "balance": 0 <= self.balance <= 1,
             "layout": self.layout >= 0,
             "pairwise": self.pairwise >= 0,
+            "rare_temperature": self.rare_temperature >= 0,
             "keep": 0 <= self.keep < 1,
             "rounds": self.rounds >= 1,
         }
@@ -101,7 +106,10 @@ class SelfTrain(Stage[SelfTrainOptions]):
         if options.thresholds == "data":
             self.thresholds = data_set_thresholds(shown, options.share, adjust=self._likely)
         store = self.pseudo_labels = shown.label_all("labels", self._label)
-        return bench.samples(self.options, maps=store.maps("labels", "negatives"))
+        samples = bench.samples(options, maps=store.maps("labels", "negatives"))
+        if options.rare_temperature:
+            samples.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
+        return samples
 
     def _likely(self, probs: Tensor) -> Tensor:
         return adjusted(probs, *self.habits, balance=self.options.balance, place=self.options.layout)
