@@ -38,7 +38,7 @@ LAYERS = [
     ["pictures"],
     ["data"],
     ["label_store", "checkpoints"],
-    ["losses", "pseudo_labels", "looks", "mixing", "norms", "moments", "metrics"],
+    ["losses", "pseudo_labels", "looks", "mixing", "rare_classes", "norms", "moments", "metrics"],
     ["averages", "entropy", "origin"],
     ["errors"],
 ]
