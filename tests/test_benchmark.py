@@ -120,6 +120,33 @@ def test_what_was_made_with_something_else_is_refused_or_redone(copied, monkeypa
     assert again[4]["miou"] != rows[4]["miou"]
 
 
+def test_an_option_that_is_off_is_as_one_that_was_not_there_yet(copied, monkeypatch):
+    suite, out, rows = copied
+    file = out / "0/das3.json"
+    cell = json.loads(file.read_text())
+
+    def record(**changes):
+        selftrain = {**cell["made_with"]["recipe"]["selftrain"], **changes}
+        selftrain = {key: value for key, value in selftrain.items() if value != "missing"}
+        recipe = {**cell["made_with"]["recipe"], "selftrain": selftrain}
+        file.write_text(json.dumps({**cell, "made_with": {**cell["made_with"], "recipe": recipe}}))
+
+    with monkeypatch.context() as finished:
+        finished.setattr(benchmark, "_packed", forbidden)  # which is called where a cell is to be run
+        for same in ({"pairwise": "missing"}, {"gone": 0}, {"gone": False}):
+            record(**same)
+            assert bench(suite, out) == rows
+    for other, said in (({"share": "missing"}, "share=None, not 0.3"), ({"gone": 2}, "gone=2, not None")):
+        record(**other)
+        with pytest.raises(RecipeError, match=said):
+            bench(suite, out)
+    record(pairwise="missing")
+    shutil.rmtree(out / "0/align+selftrain")
+    (out / "0/align+selftrain.json").unlink()
+    monkeypatch.setattr("das3.runs.train", forbidden)  # its stages are das3's
+    assert bench(suite, out)[-1]["miou"] == rows[-1]["miou"]
+
+
 def test_other_data_are_other_cells(copied, tmp_path):
     suite, out, rows = copied
     moved = shutil.copytree(suite.parent, tmp_path / "moved")

@@ -107,11 +107,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What is not equal. An option that another das3 has not yet, or no more, is as one that is off (0, false)."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            if (key in before and key in now) or before.get(key) or now.get(key):
+                yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
         yield path, before, now
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return next(_differences(one, other), None) is None
 
 
 def run_cell(cell: Cell, *, quiet: bool = True) -> list[Row]:
@@ -213,10 +219,10 @@ def _begin(cell: Cell, recipe: RunOptions) -> None:
 def shared_phases(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
     """How many of their first phases two cells have in common, given what they are made with."""
     (one_rest, one_phases), (other_rest, other_phases) = _phases(one), _phases(other)
-    if one_rest != other_rest:
+    if not _equal(one_rest, other_rest):
         return 0
     pairs = zip(one_phases, other_phases, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one_phases), len(other_phases)))
+    return next((n for n, (a, b) in enumerate(pairs) if not _equal(a, b)), min(len(one_phases), len(other_phases)))
 
 
 def _phases(made_with: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -224,7 +230,8 @@ def _phases(made_with: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     recipe = dict(made_with.get("recipe") or {})
     stages = recipe.pop("stages", [])
     options = {stage: recipe.pop(stage.replace("-", "_"), {}) for stage in dict.fromkeys(stages)}
-    phases = [(stage, options[stage]) for stage in stages for _ in range(options[stage].get("rounds", 1))]
+    named = {stage: {"stage": stage, "options": given} for stage, given in options.items()}
+    phases = [named[stage] for stage in stages for _ in range(options[stage].get("rounds", 1))]
     return {**made_with, "recipe": recipe}, phases
 
 
