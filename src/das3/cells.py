@@ -88,11 +88,10 @@ class Cell:
         saved = _read(self.file)
         if not saved:
             return None
-        before, now = dict(saved.get("made_with", {})), dict(self.made_with)
+        before = dict(saved.get("made_with", {}))
         if not self.measure_every:
             before.pop("measure_every", None)
-            now.pop("measure_every", None)
-        return next((f"{key}={old!r}, not {new!r}" for key, old, new in _differences(before, now)), None)
+        return next((f"{key}={old!r}, not {new!r}" for key, old, new in _differences(before, self.made_with)), None)
 
 
 def plain(recipe: RunOptions) -> dict[str, Any]:
