@@ -1,11 +1,11 @@
 """What holds for all tests."""
 
+import benches
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-import benches
 from reference import B, C, H, W
 
 # How long an example takes says more about the machine than about the code.
@@ -47,16 +47,16 @@ def valid(rng):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Cells of the bench have no processes of their own."""
+    """Cells of the context have no processes of their own."""
     monkeypatch.setattr(benches.benchmark, "_in_process", benches.here)
 
 
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory):
-    """A finished grid of the bench, only to be read: its suite, its folder, its rows."""
+    """A finished grid of the context, only to be read: its suite, its folder, its rows."""
     root = tmp_path_factory.mktemp("grid")
     suite = benches.write_suite(root / "world")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benches.benchmark, "_in_process", benches.here)
-        rows = benches.bench(suite, root / "out", measure_every=2)
+        rows = benches.context(suite, root / "out", measure_every=2)
     return suite, root / "out", rows

@@ -49,14 +49,14 @@ def diversity(mean):
     return sum(m * np.log(m) for m in mean if m > 0) / np.log(len(mean))
 
 
-def adjusted(p, layout, shortfall, balance, place):
-    """p: C×N probabilities; layout: C×N, how often class c is seen where pixel i is; shortfall: C."""
+def adjusted(p, layout, underprediction_ratio, balance, place):
+    """p: C×N probabilities; layout: C×N, how often class c is seen where pixel i is; underprediction_ratio: C."""
     classes, pixels = p.shape
     usual = [sum(layout[c]) / pixels for c in range(classes)]
     raised = np.zeros_like(p)
     for c in range(classes):
         for i in range(pixels):
-            raised[c, i] = p[c, i] * (layout[c, i] / usual[c]) ** place * shortfall[c] ** balance
+            raised[c, i] = p[c, i] * (layout[c, i] / usual[c]) ** place * underprediction_ratio[c] ** balance
     return np.array([[raised[c, i] / sum(raised[:, i]) for i in range(pixels)] for c in range(classes)])
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     ["progress"],
     ["methods"],
     ["recipe"],
-    ["stages", "rivals", "thresholds"],
+    ["stages", "baselines", "thresholds"],
     ["engine", "bench"],
     ["evaluate", "plots"],
     ["tables"],
@@ -74,7 +74,7 @@ def test_imports_point_down(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["bench", "engine", "label_store", "stages", "rivals", "losses", "pseudo_labels", "runs"]
+    "name", ["bench", "engine", "label_store", "stages", "baselines", "losses", "pseudo_labels", "runs"]
 )
 def test_adaptation_never_imports_labels(name):
     paths = [ROOT / f"{name}.py"] if (ROOT / f"{name}.py").exists() else sorted((ROOT / name).glob("*.py"))
@@ -82,12 +82,12 @@ def test_adaptation_never_imports_labels(name):
         text = path.read_text()
         assert "data.labels" not in text, path
         assert "open_labelled" not in text, path
-        assert "das3.source" not in text, path
+        assert "das3.training.supervised" not in text, path
 
 
 def test_core_needs_no_library_of_networks():
     """None of them is imported by what a plain network's adaptation uses."""
     heavy = ("torchvision", "timm", "transformers", "segmentation_models_pytorch", "matplotlib")
-    code = f"import sys, das3.cli.main, das3.demo, das3.api; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, das3.cli.main, das3.benchmark.demo, das3.api; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -5,12 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from das3.entropy import entropy_of_probs, normalized_entropy
 from das3.losses import (
     diversity_loss,
+    entropy_of_probs,
     focal_entropy_loss,
     mean_prediction,
     negative_loss,
+    normalized_entropy,
     pairwise_loss,
     positive_loss,
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from das3.norms import batch_norms, needs_reestimation, reestimate, restored_statistics, set_norm_mode
+from das3.norms import batch_norms, needs_reestimation, reestimate, restored_running_statistics, set_norm_mode
 
 
 def network():
@@ -51,7 +51,7 @@ def test_nothing_but_the_statistics_changes():
 def test_statistics_are_restored_whatever_happens_in_between():
     model = network()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with suppress(KeyError), restored_statistics(model):
+    with suppress(KeyError), restored_running_statistics(model):
         reestimate(model, batches())
         assert not torch.equal(before["1.running_mean"], model[1].running_mean)
         raise KeyError

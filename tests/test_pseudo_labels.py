@@ -118,21 +118,21 @@ def test_share_out_of_range(share):
 def test_adjusted_equals_reference_and_permutes_with_the_classes(probs, balance, place, seed):
     rng = np.random.default_rng(seed)
     layout = torch.from_numpy(rng.dirichlet(np.ones(len(probs)), probs.shape[1:])).permute(2, 0, 1) + 1e-3
-    shortfall = torch.from_numpy(rng.uniform(0.2, 5, len(probs)))
-    ours = adjusted(probs.double(), layout, shortfall, balance=balance, place=place)
-    flat = probs.double().flatten(1).numpy(), layout.flatten(1).numpy(), shortfall.numpy()
+    underprediction_ratio = torch.from_numpy(rng.uniform(0.2, 5, len(probs)))
+    ours = adjusted(probs.double(), layout, underprediction_ratio, balance=balance, place=place)
+    flat = probs.double().flatten(1).numpy(), layout.flatten(1).numpy(), underprediction_ratio.numpy()
     theirs = reference.adjusted(*flat, balance, place)
     np.testing.assert_allclose(ours, theirs.reshape(probs.shape), rtol=1e-6, atol=1e-12)
     order = torch.from_numpy(rng.permutation(len(probs)))
-    again = adjusted(probs.double()[order], layout[order], shortfall[order], balance=balance, place=place)
+    again = adjusted(probs.double()[order], layout[order], underprediction_ratio[order], balance=balance, place=place)
     np.testing.assert_allclose(again, ours[order])
 
 
 def test_balance_finds_the_class_that_wins_too_little_where_the_model_is_in_doubt_alone():
     probs = torch.tensor([[0.99, 0.6], [0.01, 0.4]]).view(2, 1, 2)
-    layout, shortfall = torch.tensor([0.95, 0.05]).view(2, 1, 1), torch.tensor([0.96, 4.0])
-    assert adjusted(probs, layout, shortfall, balance=0, place=0).argmax(0).tolist() == [[0, 0]]
-    assert adjusted(probs, layout, shortfall, balance=0.5, place=0).argmax(0).tolist() == [[0, 1]]
+    layout, underprediction_ratio = torch.tensor([0.95, 0.05]).view(2, 1, 1), torch.tensor([0.96, 4.0])
+    assert adjusted(probs, layout, underprediction_ratio, balance=0, place=0).argmax(0).tolist() == [[0, 0]]
+    assert adjusted(probs, layout, underprediction_ratio, balance=0.5, place=0).argmax(0).tolist() == [[0, 1]]
 
 
 def test_balance_leaves_a_rare_class_alone_that_gets_its_due():

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from das3.data.open import open_images
 from PIL import Image
 from torch import nn
 
-from das3.bench import Bench
-from das3.data.images import open_images
-from das3.engine import make_fabric
 from das3.segmenter import Segmenter
+from das3.stages.context import StageContext
+from das3.training.loop import make_fabric
 
 COLORS = {
     "source": [(200, 200, 255), (90, 90, 90), (200, 30, 30)],
@@ -46,10 +46,10 @@ def pointwise() -> Segmenter:
     return network(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
 
-def bench(segmenter: Segmenter, folder: Path, count: int = 3, size: tuple[int, int] = (10, 12)) -> Bench:
-    """A stage's bench with images of noise."""
+def context(segmenter: Segmenter, folder: Path, count: int = 3, size: tuple[int, int] = (10, 12)) -> StageContext:
+    """A stage's context with images of noise."""
     images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(count)]
-    return Bench(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
+    return StageContext(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
 
 
 def dark_corners(size: int) -> np.ndarray:

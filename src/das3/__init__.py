@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from das3.errors import Das3Error, DataError, ModelError, RecipeError, TrainingError
 
 if TYPE_CHECKING:
-    from das3.api import Result, adapt
+    from das3.api import adapt
     from das3.models import load_segmenter, save_segmenter
     from das3.recipe import Recipe
     from das3.segmenter import Segmenter
+    from das3.training.launch import Result
 
 __version__ = "0.1.0"
 

@@ -11,17 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from das3.data.images import open_images
-from das3.data.labels import Labelled, open_labelled
-from das3.engine import make_fabric
+from das3.data.label_store import LabelStore
+from das3.data.labels import Labelled
+from das3.data.open import open_images, open_labelled
 from das3.errors import ModelError, RecipeError
-from das3.evaluate import evaluate
-from das3.label_store import LabelStore
+from das3.evaluation.evaluate import evaluate
 from das3.models import load_segmenter, save_segmenter
-from das3.progress import Display
 from das3.recipe import ModelOptions, Recipe, RunOptions, load_recipe, recipe_from
-from das3.runs import Run, phases_of, run_phases
 from das3.segmenter import Segmenter
+from das3.training.loop import make_fabric
+from das3.training.progress import Display
+from das3.training.run import Run, phases_of, run_phases
 
 __all__ = ["Result", "adapt", "check_classes", "measure_on", "open_evaluation", "open_model", "percent"]
 

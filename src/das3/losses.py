@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from das3.entropy import normalized_entropy
+from das3.losses import normalized_entropy
 
 __all__ = [
     "diversity_loss",

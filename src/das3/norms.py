@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 __all__ = [
     "NormMode",
     "batch_norms",
-    "kept_statistics",
+    "held_running_statistics",
     "needs_reestimation",
     "reestimate",
-    "restored_statistics",
+    "restored_running_statistics",
     "set_norm_mode",
 ]
 
@@ -48,7 +48,7 @@ def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
 
 
 @contextmanager
-def kept_statistics(module: nn.Module) -> Iterator[None]:
+def held_running_statistics(module: nn.Module) -> Iterator[None]:
     """What is run within does not move the running statistics."""
     kept = [(norm, norm.momentum) for norm in batch_norms(module)]
     for norm, _ in kept:
@@ -59,7 +59,7 @@ def kept_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored_statistics(module: nn.Module) -> Iterator[None]:
+def restored_running_statistics(module: nn.Module) -> Iterator[None]:
     """Whatever is done to the running statistics within is undone."""
     kept = [(buffer, buffer.clone()) for norm in batch_norms(module) for buffer in norm.buffers(recurse=False)]
     try:

@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["adjusted", "class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
 
 
-def adjusted(probs: Tensor, layout: Tensor, shortfall: Tensor, *, balance: float, place: float) -> Tensor:
+def adjusted(probs: Tensor, layout: Tensor, underprediction_ratio: Tensor, *, balance: float, place: float) -> Tensor:
     """Probabilities adjusted to what the model makes of all images: p_c (π_c(x) / π_c)^place s_c^balance.
 
     The largest p_c marks few pixels of a rare class wherever a model is in doubt, and training on such labels makes it
@@ -24,9 +24,9 @@ def adjusted(probs: Tensor, layout: Tensor, shortfall: Tensor, *, balance: float
 
     Args:
         probs: C×H×W probabilities of one image.
-        layout: C×h×w shares > 0, the model's mean prediction by place, see `das3.bench.Habits`; π_c(x) is
+        layout: C×h×w shares > 0, the model's mean prediction by place, see `das3.stages.priors.ClassPriors`; π_c(x) is
             interpolated, π_c is its mean.
-        shortfall: C, s_c > 0: its mean prediction over the share of pixels that the class wins, see there.
+        underprediction_ratio: C, s_c > 0: its mean prediction over the share of pixels that the class wins, see there.
         balance: in [0, 1]; 0 leaves every class as it is.
         place: at least 0; 0 leaves places out of account, 1 is Bayes' rule.
 
@@ -42,7 +42,7 @@ def adjusted(probs: Tensor, layout: Tensor, shortfall: Tensor, *, balance: float
     usual = layout.mean(dim=(1, 2), keepdim=True)
     factor = (layout / usual) ** place
     factor = F.interpolate(factor[None], size=probs.shape[-2:], mode="bilinear", align_corners=False)[0]
-    probs = probs * factor * shortfall.view(-1, 1, 1) ** balance
+    probs = probs * factor * underprediction_ratio.view(-1, 1, 1) ** balance
     return probs / probs.sum(dim=0)
 
 

@@ -17,10 +17,10 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from das3.engine import LoopOptions
 from das3.errors import RecipeError
-from das3.rivals import RIVALS
-from das3.stages import StageOptions, find_stage, stage_types
+from das3.registry import BASELINES, find_stage, stage_types
+from das3.stages import StageOptions
+from das3.stages.options import LoopOptions
 
 __all__ = [
     "ModelOptions",
@@ -191,10 +191,10 @@ def _field_docs(kind: type) -> dict[str, str]:
 
 
 def add_recipe_options(parser: ArgumentParser) -> None:
-    """The recipe's options, then each stage's under the stage's name; --help would be endless with the rivals'."""
+    """The recipe's options, then each stage's under the stage's name; --help would be endless with the baselines'."""
     add_options(parser, Recipe, skip={"options"})
     for name, stage in stage_types().items():
-        add_options(parser, stage.Options, name, listed=stage not in RIVALS)
+        add_options(parser, stage.Options, name, listed=stage not in BASELINES)
 
 
 def filled(kind: type[T], parsed: Namespace) -> T:

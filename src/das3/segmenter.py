@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from das3.errors import ModelError
-from das3.origin import Origin
+from das3.segmenter import Origin
 
 __all__ = ["Preprocess", "Segmenter", "evaluating", "find_classifier", "find_sides", "main_logits"]
 

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from das3.data.samples import Samples, View, auto_crop
-from das3.rare_classes import RareClasses
+from das3.data.rare_classes import RareClasses
+from das3.data.samples import Augmentation, Samples, auto_crop
 
 
 def scene(seed=0, height=20, width=30):
@@ -19,7 +19,7 @@ def scene(seed=0, height=20, width=30):
 @given(st.integers(0, 1000), st.booleans())
 def test_image_and_maps_stay_together(seed, flip):
     image, maps = scene(seed)
-    sample = View((12, 16), flip=flip)(image, maps, np.random.default_rng(seed))
+    sample = Augmentation((12, 16), flip=flip)(image, maps, np.random.default_rng(seed))
     assert sample["image"].shape == (3, 12, 16)
     assert sample["image"].dtype == torch.float32
     assert sample["labels"].dtype == torch.uint8
@@ -33,7 +33,7 @@ def test_image_and_maps_stay_together(seed, flip):
 @given(st.integers(0, 1000), st.floats(0.4, 2.5))
 def test_zoom_never_invents_labels_and_padding_is_marked(seed, zoom):
     image, maps = scene(seed)
-    sample = View((24, 24), scale=(zoom, zoom))(image, maps, np.random.default_rng(seed))
+    sample = Augmentation((24, 24), scale=(zoom, zoom))(image, maps, np.random.default_rng(seed))
     assert sample["image"].shape == (3, 24, 24)
     valid, labels = sample["valid"], sample["labels"]
     assert valid.any()
@@ -45,7 +45,7 @@ def test_zoom_never_invents_labels_and_padding_is_marked(seed, zoom):
 
 def test_colour_changes_stay_in_range_and_leave_the_labels():
     image, maps = scene()
-    view = View((20, 30), color=0.8, blur=1.0, flip=False)
+    view = Augmentation((20, 30), color=0.8, blur=1.0, flip=False)
     sample = view(image, maps, np.random.default_rng(0))
     assert sample["image"].min() >= 0
     assert sample["image"].max() <= 1
@@ -55,7 +55,7 @@ def test_colour_changes_stay_in_range_and_leave_the_labels():
 
 def make(count=7, **kwargs):
     images = [scene(i)[0] for i in range(count)]
-    return Samples(images, View((12, 16), scale=(0.7, 1.4), color=0.3), seed=(3, 1), **kwargs)
+    return Samples(images, Augmentation((12, 16), scale=(0.7, 1.4), color=0.3), seed=(3, 1), **kwargs)
 
 
 def test_sample_n_is_a_function_of_seed_and_n():

@@ -3,15 +3,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+from das3.data.open import open_labelled
 
 import das3.data.streets as module
-from das3.data.labels import open_labelled
 from das3.data.streets import CLASS_NAMES, PALETTE, Streets, render
 from das3.data.streets.painter import Painter
 from das3.data.streets.styles import STYLES
 from das3.data.streets.traffic import car
 from das3.errors import DataError
-from das3.metrics import ConfusionMatrix
+from das3.evaluation.metrics import ConfusionMatrix
 
 DOMAINS = ("source", "target")
 

@@ -6,8 +6,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from das3.api import adapt
 from das3.cli.options import add_flags, add_recipe, needed
-from das3.dry_run import dry_run
 from das3.recipe import recipe_of
+from das3.training.cost_estimate import dry_run
 
 __all__ = ["HELP", "add", "run"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.benchmark import run_benchmark
+from das3.benchmark.grid import run_benchmark
+from das3.benchmark.methods import METHODS, variants
+from das3.benchmark.report import report
+from das3.benchmark.suites import SUITES
 from das3.errors import TrainingError
-from das3.methods import METHODS, variants
-from das3.report import report
-from das3.stages import stage_types
-from das3.suites import SUITES
+from das3.registry import stage_types
 
 __all__ = ["HELP", "add", "run"]
 
@@ -35,7 +35,7 @@ def add(parser: ArgumentParser) -> None:
         type=list[str],
         default=["bn", "das3"],
         help=f"all; or any of: {methods}; stages joined by + (align+selftrain); das3 with an option changed "
-        "(selftrain.share=0.5); recipe files",
+        "(selftrain.top_fraction=0.5); recipe files",
     )
     parser.add_argument("--ablation", action="store_true", help="das3 with each part off or changed, as the methods")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")

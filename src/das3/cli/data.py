@@ -5,9 +5,9 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from das3.cli.options import add_flags
+from das3.data.check import check_dataset
 from das3.data.published import DATASETS
-from das3.data_check import check_dataset
-from das3.progress import Display
+from das3.training.progress import Display
 
 __all__ = ["HELP", "add", "run"]
 

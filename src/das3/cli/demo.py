@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from das3.benchmark.demo import print_table, run_demo
 from das3.cli.options import add_flags
-from das3.demo import print_table, run_demo
 
 __all__ = ["HELP", "add", "run"]
 

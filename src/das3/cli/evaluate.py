@@ -10,17 +10,18 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.api import check_classes, open_model, percent
-from das3.checkpoints import write_atomically
-from das3.cli.options import ViewOptions, add_flags
-from das3.data.labels import open_labelled
+from das3.benchmark.tables import latex_table, markdown_table
+from das3.cli.options import InferenceArguments, add_flags
+from das3.data.open import open_labelled
 from das3.data.published.classes import SUBSETS, TRAIN_IDS
-from das3.engine import make_fabric
 from das3.errors import RecipeError
-from das3.evaluate import Evaluation, evaluate
-from das3.progress import Display
+from das3.evaluation.evaluate import Evaluation, evaluate
+from das3.evaluation.metrics import percent
+from das3.files import write_atomically
 from das3.recipe import add_options, filled
-from das3.tables import latex_table, markdown_table
+from das3.training.launch import check_classes, open_model
+from das3.training.loop import make_fabric
+from das3.training.progress import Display
 
 __all__ = ["HELP", "add", "run"]
 
@@ -32,7 +33,7 @@ das3 evaluate --model RUN --images 'cityscapes:ROOT?split=val' --classes-subset 
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ViewOptions):
+class EvaluateArguments(InferenceArguments):
     """Options of `das3 evaluate`.
 
     Attributes:
@@ -57,13 +58,13 @@ class EvaluateOptions(ViewOptions):
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
-    add_options(parser, EvaluateOptions)
+    add_options(parser, EvaluateArguments)
     add_flags(parser, "quiet")
 
 
 def run(given: Namespace) -> None:
     """Measure, print a table and write the file if one is named."""
-    options = filled(EvaluateOptions, given)
+    options = filled(EvaluateArguments, given)
     if options.images is None:
         raise RecipeError("--images is missing; see `das3 evaluate --help`")
     segmenter = open_model(options)

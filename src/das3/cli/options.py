@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 from das3.errors import RecipeError
 from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from, recipe_path
 
-__all__ = ["ViewOptions", "add_flags", "add_recipe", "needed", "recipe_first"]
+__all__ = ["InferenceArguments", "add_flags", "add_recipe", "needed", "recipe_first"]
 
 _FLAGS = {
     "resume": "go on where the run in --out stopped",
@@ -21,7 +21,7 @@ _FLAGS = {
 
 
 @dataclass(frozen=True)
-class ViewOptions(ModelOptions):
+class InferenceArguments(ModelOptions):
     """How a model predicts, and on what.
 
     Attributes:
@@ -39,7 +39,7 @@ class ViewOptions(ModelOptions):
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
 
     def how(self) -> dict[str, Any]:
-        """Arguments of `das3.evaluate.evaluate`, and of prediction (`das3.predict.How`)."""
+        """Arguments of `das3.evaluation.evaluate.evaluate`, and of prediction (`das3.evaluation.predict.How`)."""
         return {"flip": self.flip, "scales": self.scales, "tile": self.tile}
 
 

@@ -8,18 +8,19 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.api import open_model
-from das3.cli.options import ViewOptions, add_flags
-from das3.data.classes import load_classes
-from das3.data.images import ImageFiles, open_images
+from das3.cli.options import InferenceArguments, add_flags
+from das3.data.class_table import load_classes
+from das3.data.images import ImageFiles
+from das3.data.open import open_images
 from das3.data.published.classes import CITYSCAPES
-from das3.engine import make_fabric
+from das3.data.visualize import palette
 from das3.errors import RecipeError
-from das3.pictures import palette
-from das3.predict import file_values, predict_labels, predict_to_file, write_prediction
-from das3.progress import Display
+from das3.evaluation.predict import file_values, predict_labels, predict_to_file, write_prediction
 from das3.recipe import add_options, filled
 from das3.segmenter import Segmenter
+from das3.training.launch import open_model
+from das3.training.loop import make_fabric
+from das3.training.progress import Display
 
 __all__ = ["HELP", "add", "run"]
 
@@ -30,7 +31,7 @@ das3 predict --model RUN --images DIR --out DIR
 
 
 @dataclass(frozen=True)
-class PredictOptions(ViewOptions):
+class PredictOptions(InferenceArguments):
     """Options of `das3 predict`.
 
     Attributes:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.checkpoints import write_atomically
 from das3.errors import RecipeError
+from das3.files import write_atomically
 from das3.recipe import recipe_names, recipe_path
 
 __all__ = ["HELP", "add", "run"]

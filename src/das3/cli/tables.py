@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.report import put_into, read_rows, report, summary
+from das3.benchmark.report import put_into, read_rows, report, summary
 
 __all__ = ["HELP", "add", "run"]
 

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from das3.cli.options import add_flags
 from das3.recipe import add_options, filled
-from das3.source import SourceRecipe, train_source
+from das3.training.supervised import SourceRecipe, train_source
 
 __all__ = ["HELP", "add", "run"]
 

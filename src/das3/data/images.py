@@ -208,7 +208,7 @@ class _Dataset(Images):
         return _array_to_rgb(item, i)
 
     def verify(self) -> None:
-        """Look at the first item alone: the others cost a decoding each."""
+        """InputTransform at the first item alone: the others cost a decoding each."""
         self.size(0)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.classes import IGNORE, ClassTable, load_class_map, load_classes
-from das3.data.images import Images, open_images, opened
-from das3.data.pairs import match_labels, some
+from das3.data.class_table import IGNORE_INDEX, ClassTable, load_class_map, load_classes
+from das3.data.images import Images, opened
+from das3.data.matching import match_labels, some
+from das3.data.open import open_images
 from das3.errors import DataError
 
 __all__ = [
-    "IGNORE",
+    "IGNORE_INDEX",
     "ClassTable",
     "Labelled",
     "classify",
@@ -145,7 +146,7 @@ def classify(pixels: NDArray[Any], table: ClassTable) -> tuple[NDArray[np.uint8]
         pixels = pixels.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
     classes = _look_up(pixels, table.known_colors if colored else table.known_ids)
     unknown = np.unique(pixels[classes < 0]).tolist()
-    found = np.where(classes < 0, IGNORE, classes).astype(np.uint8)
+    found = np.where(classes < 0, IGNORE_INDEX, classes).astype(np.uint8)
     return found, [f"#{v:06x}" if colored else str(v) for v in unknown]
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from das3.rare_classes import RareClasses
+from das3.data.rare_classes import RareClasses
 
-__all__ = ["Sample", "Samples", "View", "auto_crop"]
+__all__ = ["Sample", "Samples", "Augmentation", "auto_crop"]
 
 Sample = dict[str, Tensor]
 """image: 3×H×W float32 RGB in [0, 1]; valid: H×W bool, false on padding; any label maps: …×H×W uint8."""
@@ -26,11 +26,11 @@ Sample = dict[str, Tensor]
 Maps = Callable[[int], Mapping[str, NDArray[np.uint8]]]
 """Label maps of image i, each …×H×W uint8 of the image's size."""
 
-IGNORE = 255
+IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)
-class View:
+class Augmentation:
     """How a training sample is cut out of an image.
 
     Attributes:
@@ -63,7 +63,7 @@ class View:
         sample["valid"] = _resize(everywhere, window, self.crop, "nearest-exact", 0).bool()
         for name, values in maps.items():
             cut = torch.from_numpy(np.array(values[..., top, left]))
-            sample[name] = _resize(cut, window, self.crop, "nearest-exact", IGNORE if cut.ndim == 2 else 0)
+            sample[name] = _resize(cut, window, self.crop, "nearest-exact", IGNORE_INDEX if cut.ndim == 2 else 0)
         if mirrored:
             sample = {name: value.flip(-1) for name, value in sample.items()}
         sample["image"] = self._photometric(sample["image"], rng)
@@ -115,7 +115,7 @@ class Samples(Dataset[Sample]):
     def __init__(
         self,
         images: Sequence[NDArray[np.uint8]],
-        view: View,
+        view: Augmentation,
         *,
         seed: Sequence[int],
         maps: Maps | None = None,

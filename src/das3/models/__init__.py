@@ -15,10 +15,9 @@ from torch import nn
 
 from das3.errors import ModelError
 from das3.models import huggingface, plain, smp, torchvision
-from das3.models.card import CARD, Card, read_card, write_card
+from das3.models.metadata import METADATA_FILE, ModelMetadata, read_metadata, write_metadata
 from das3.models.weights import Weights, fit, read_weights, save_weights, wrong_classes
-from das3.origin import Origin
-from das3.segmenter import Segmenter
+from das3.segmenter import Origin, Segmenter
 
 __all__ = ["load_segmenter", "save_segmenter"]
 
@@ -96,7 +95,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _open(
     model: str | Path | nn.Module, args: dict[str, Any], weights: Path | None, num_classes: int | None
-) -> tuple[nn.Module, Card]:
+) -> tuple[nn.Module, ModelMetadata]:
     """The network with its weights, and what its format says about it."""
     saved = _model_folder(weights) if weights is not None else None
     if saved is not None:  # written by das3 for a network that only its owner can build
@@ -108,9 +107,9 @@ def _open(
             "--model-args are for a function that builds a network; this one is built already, leave them out"
         )
     if isinstance(model, Segmenter):
-        network, card = model.model, Card.of(model)
+        network, card = model.model, ModelMetadata.of(model)
     elif isinstance(model, nn.Module):
-        network, card = model, _card_of(model)
+        network, card = model, _metadata_of(model)
     elif folder is not None:
         network, card = _open_folder(folder)
     else:
@@ -118,15 +117,15 @@ def _open(
     if found is not None:
         prefix = fit(network, found)
         card = replace(card, origin=replace(card.origin, nesting=found.nesting, prefix=prefix))
-    if saved is not None and (written := read_card(saved)) is not None:
+    if saved is not None and (written := read_metadata(saved)) is not None:
         card = replace(
             written, origin=replace(card.origin, nesting=written.origin.nesting, prefix=written.origin.prefix)
         )
     return network, card
 
 
-def _card_of(model: nn.Module) -> Card:
-    return Card(
+def _metadata_of(model: nn.Module) -> ModelMetadata:
+    return ModelMetadata(
         class_names=huggingface.class_names_of(model) if huggingface.is_huggingface(model) else None,
         origin=Origin(_kind(model) or "object", type(model).__name__),
     )
@@ -143,14 +142,16 @@ def _model_folder(path: Path) -> Path | None:
     """The folder with the model's files: the path itself or, in a run's folder, model/. None if it is no folder."""
     if not path.is_dir():
         return None
-    folder = next((f for f in (path, path / "model") if (f / CARD).is_file() or (f / "config.json").is_file()), None)
+    folder = next(
+        (f for f in (path, path / "model") if (f / METADATA_FILE).is_file() or (f / "config.json").is_file()), None
+    )
     if folder is None:
-        raise ModelError(f"{path}: no {CARD} or config.json in it or in its model/; --model takes {_FORMS}")
+        raise ModelError(f"{path}: no {METADATA_FILE} or config.json in it or in its model/; --model takes {_FORMS}")
     return folder
 
 
-def _open_folder(folder: Path) -> tuple[nn.Module, Card]:
-    card = read_card(folder)
+def _open_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
+    card = read_metadata(folder)
     if (folder / "config.json").is_file():
         network, own = smp.load_folder(folder) if smp.is_smp_folder(folder) else huggingface.load_folder(folder)
         if card is None:
@@ -170,7 +171,7 @@ def _open_folder(folder: Path) -> tuple[nn.Module, Card]:
 
 def _open_spec(
     spec: str, args: dict[str, Any], num_classes: int | None, weights: Weights | None
-) -> tuple[nn.Module, Card]:
+) -> tuple[nn.Module, ModelMetadata]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         return _open_folder(huggingface.download(spec))
     if Path(spec).is_file():
@@ -190,7 +191,7 @@ def _open_spec(
     trained = users_own or weights is not None or bool(args.get("weights"))
     network, args = plain.build(plan, num_classes, weights)
     origin = Origin(_kind(network) or "plain", spec, args, trained=trained)
-    return network, Card(plan.preprocess, align_corners=plan.align_corners, origin=origin)
+    return network, ModelMetadata(plan.preprocess, align_corners=plan.align_corners, origin=origin)
 
 
 def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool = False) -> Path:
@@ -210,7 +211,7 @@ def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool
         ModelError: if the folder holds something else, or can't be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and ((folder / CARD).is_file() or not any(folder.iterdir()))):
+    if folder.exists() and not (folder.is_dir() and ((folder / METADATA_FILE).is_file() or not any(folder.iterdir()))):
         raise ModelError(f"{folder}: holds something else than a das3 model; name a new folder to save to")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +228,7 @@ def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool
 
 
 def _write(segmenter: Segmenter, folder: Path, *, state_dict: bool) -> None:
-    write_card(Card.of(segmenter), folder)
+    write_metadata(ModelMetadata.of(segmenter), folder)
     kind = _kind(segmenter.model)
     if kind == "huggingface":
         huggingface.save_folder(segmenter, folder)

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from das3.errors import ModelError
-from das3.models.card import Card
 from das3.models.convert_deeplab import caffe_deeplab, mmseg_deeplab
 from das3.models.convert_mit import mmseg_mit, nvidia_mit
+from das3.models.metadata import ModelMetadata
 from das3.models.plain import build, builtin
 from das3.models.renaming import Plan, Tensors, metadata
 from das3.models.weights import Weights, fit, read_weights, wrong_classes
-from das3.origin import Origin
-from das3.segmenter import Segmenter
+from das3.segmenter import Origin, Segmenter
 
 __all__ = ["STYLES", "convert_checkpoint"]
 
@@ -63,7 +62,9 @@ def convert_checkpoint(path: str | Path, *, style: str = "auto", num_classes: in
     if num_classes is not None and num_classes != classes:
         raise wrong_classes(path, classes, num_classes)
     origin = Origin("plain", f"das3:{plan.network}", args)
-    card = Card(plan.preprocess, _class_names(weights, classes), align_corners=plan.align_corners, origin=origin)
+    card = ModelMetadata(
+        plan.preprocess, _class_names(weights, classes), align_corners=plan.align_corners, origin=origin
+    )
     return card.segmenter(network).eval()
 
 

@@ -11,11 +11,10 @@ from typing import Any
 from torch import nn
 
 from das3.errors import ModelError
-from das3.models.card import Card
 from das3.models.extras import library
-from das3.models.weights import misfit
-from das3.origin import Origin
-from das3.segmenter import Preprocess, Segmenter
+from das3.models.metadata import ModelMetadata
+from das3.models.weights import mismatch
+from das3.segmenter import Origin, Preprocess, Segmenter
 
 __all__ = ["download", "is_huggingface", "load_folder", "save_folder"]
 
@@ -37,7 +36,7 @@ def download(model_id: str) -> Path:
         ) from None
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, Card]:
+def load_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
     """Open what save_pretrained wrote: network, class names, and preprocessing if there is an image processor.
 
     Raises:
@@ -55,10 +54,10 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
         raise ModelError(f"{folder}: not a semantic segmentation model that transformers can open ({reason})") from None
     mismatched = [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]]
     if info["missing_keys"] or mismatched:
-        raise misfit(folder, missing=sorted(info["missing_keys"]), wrong=sorted(mismatched))
+        raise mismatch(folder, missing=sorted(info["missing_keys"]), wrong=sorted(mismatched))
     processor = _processor(transformers, folder)
     preprocess = preprocess_of(processor) if processor is not None else Preprocess()
-    return model, Card(
+    return model, ModelMetadata(
         preprocess, class_names_of(model), origin=Origin("huggingface", str(folder), processor=processor)
     )
 

@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from das3.errors import ModelError
-from das3.models.card import Card
 from das3.models.extras import library
+from das3.models.metadata import ModelMetadata
 from das3.models.plain import Blueprint, build
 from das3.models.weights import fit, read_weights
-from das3.origin import Origin
+from das3.segmenter import Origin
 
 __all__ = ["blueprint", "is_smp", "is_smp_folder", "load_folder", "save_folder"]
 
@@ -52,7 +52,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, Card]:
+def load_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
     """Open what save_pretrained wrote; encoder weights that its config names are not downloaded only to be replaced.
 
     Raises:
@@ -66,7 +66,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, Card]:
     if not files:
         raise ModelError(f"{folder}: has no model.safetensors")
     fit(model, read_weights(files[0]))
-    return model, Card(origin=Origin("smp", str(folder)))
+    return model, ModelMetadata(origin=Origin("smp", str(folder)))
 
 
 def is_smp(model: nn.Module) -> bool:

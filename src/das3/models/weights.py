@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from das3.errors import ModelError
-from das3.origin import Origin
+from das3.segmenter import Origin
 
-__all__ = ["Weights", "fit", "infer_classes", "misfit", "read_weights", "save_weights", "wrong_classes"]
+__all__ = ["Weights", "fit", "infer_classes", "mismatch", "read_weights", "save_weights", "wrong_classes"]
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
 # What wrappers (DataParallel, Lightning, torch.compile) put before every key.
@@ -141,7 +141,7 @@ def fit(model: nn.Module, weights: Weights) -> str:
     if not missing and not unexpected and (classes := _class_counts(expected, found, wrong)):
         raise wrong_classes(weights.source, has=classes[1], wanted=classes[0])
     if missing or unexpected or wrong:
-        raise misfit(
+        raise mismatch(
             weights.source,
             missing=missing,
             unexpected=unexpected,
@@ -175,7 +175,7 @@ def wrong_classes(source: str | Path, has: int, wanted: int) -> ModelError:
     )
 
 
-def misfit(
+def mismatch(
     source: str | Path, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), wrong: Sequence[str] = ()
 ) -> ModelError:
     """The error for weights that don't fit a network: the first few keys of each kind, and what to do."""

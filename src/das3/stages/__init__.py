@@ -7,14 +7,15 @@ from typing import Any
 
 from das3.errors import RecipeError
 from das3.stages.align import Align
-from das3.stages.base import Stage, StageOptions
+from das3.stages.base import Stage
 from das3.stages.bn import BatchNorm
 from das3.stages.match import Match
+from das3.stages.options import StageOptions
 from das3.stages.propagate import Propagate
 from das3.stages.selftrain import SelfTrain
 
 __all__ = [
-    "OWN",
+    "DAS3_STAGES",
     "Align",
     "BatchNorm",
     "Match",
@@ -26,15 +27,15 @@ __all__ = [
     "stage_types",
 ]
 
-OWN: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm, Match)
-"""Those that are neither rivals nor other packages'."""
+DAS3_STAGES: tuple[type[Stage[Any]], ...] = (Align, SelfTrain, Propagate, BatchNorm, Match)
+"""Those that are neither baselines nor other packages'."""
 
 
 def stage_types() -> dict[str, type[Stage[Any]]]:
-    """Stages by name: ours, the rivals, then those that packages offer under the entry point group `das3.stages`."""
-    from das3.rivals import RIVALS  # they are stages themselves and import from here
+    """Stages by name: ours, the baselines, then those that packages offer under the entry point group `das3.stages`."""
+    from das3.registry import BASELINES  # they are stages themselves and import from here
 
-    found = {stage.name: stage for stage in (*OWN, *RIVALS)}
+    found = {stage.name: stage for stage in (*DAS3_STAGES, *BASELINES)}
     for entry in entry_points(group="das3.stages"):
         found.setdefault(entry.name, entry.load())
     return found

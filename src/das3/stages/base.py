@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from das3.bench import Bench
+from das3.data.label_store import LabelStore
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
-from das3.label_store import LabelStore
 from das3.norms import NormMode
 from das3.segmenter import Segmenter
+from das3.stages.context import StageContext
 
 __all__ = ["Stage", "StageOptions"]
 
@@ -27,7 +27,7 @@ class StageOptions:
         steps: optimiser steps.
         lr: learning rate at the end of the warm-up.
         head_lr_factor: the classifier's learning rate is this times `lr`.
-        norm: statistics that batch-norm layers run on: each batch's ("batch"), re-estimated on the target images before
+        bn_mode: statistics that batch-norm layers run on: each batch's ("batch"), re-estimated on the target images before
             the stage and then held ("target"), or those the model came with ("frozen").
         scale: smallest and largest random zoom.
         color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
@@ -37,7 +37,7 @@ class StageOptions:
     steps: int = 200
     lr: float = 1e-4
     head_lr_factor: float = 1.0
-    norm: NormMode = "batch"
+    bn_mode: NormMode = "batch"
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = 0.0
     blur: float = 0.0
@@ -47,7 +47,7 @@ class StageOptions:
             "steps": self.steps >= 0,
             "lr": self.lr > 0,
             "head_lr_factor": self.head_lr_factor >= 0,
-            "norm": self.norm in ("batch", "target", "frozen"),
+            "bn_mode": self.bn_mode in ("batch", "target", "frozen"),
             "scale": len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
             "color": self.color >= 0,
             "blur": 0 <= self.blur <= 1,
@@ -77,7 +77,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
-        look: name of the look (see `das3.looks`) that `prepare` found best to show the model its images in, if it did.
+        look: name of the look (see `das3.input_transforms`) that `prepare` found best to show the model its images in, if it did.
     """
 
     name: ClassVar[str]
@@ -94,9 +94,9 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         """Parameters that the stage trains; all others are frozen."""
         return segmenter.model.parameters()
 
-    def prepare(self, bench: Bench) -> Samples:
+    def prepare(self, context: StageContext) -> Samples:
         """Do the stage's offline part with the model as it comes in, and say what the training samples are."""
-        return bench.samples(self.options)
+        return context.samples(self.options)
 
     @abstractmethod
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
     def after_step(self, segmenter: Segmenter) -> None:
         """Called after every optimiser step, e.g. to move a teacher."""
 
-    def finish(self, bench: Bench) -> None:
+    def finish(self, context: StageContext) -> None:
         """Called when all steps are done: what is left to do with the trained model."""
 
 

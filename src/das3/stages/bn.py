@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from das3.bench import Bench
 from das3.data.samples import Sample, Samples
 from das3.norms import NormMode, reestimate
-from das3.stages.base import Stage, StageOptions
+from das3.stages.base import Stage
+from das3.stages.context import StageContext
+from das3.stages.options import StageOptions
 
 __all__ = ["BatchNorm"]
 
@@ -23,7 +24,7 @@ class BatchNormOptions(StageOptions):
     """
 
     steps: int = 0
-    norm: NormMode = "frozen"
+    bn_mode: NormMode = "frozen"
     blend: float = 1.0
 
     def checks(self) -> dict[str, bool]:
@@ -37,10 +38,10 @@ class BatchNorm(Stage[BatchNormOptions]):
     name = "bn"
     Options = BatchNormOptions
 
-    def prepare(self, bench: Bench) -> Samples:
+    def prepare(self, context: StageContext) -> Samples:
         """Everything there is to do."""
-        reestimate(bench.segmenter, bench.batches(), blend=self.options.blend)
-        return bench.samples(self.options)
+        reestimate(context.segmenter, context.batches(), blend=self.options.blend)
+        return context.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Never called: there are no steps."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from das3.averages import copied_weights
-from das3.bench import Bench
+from das3.baselines.bn_statistics import moments_loss, recorded_batch_statistics
 from das3.data.samples import Sample, Samples
-from das3.moments import moments_loss, watched_moments
+from das3.ema import copy_weights
 from das3.segmenter import Segmenter
-from das3.stages.base import Stage, StageOptions
+from das3.stages.base import Stage
+from das3.stages.context import StageContext
+from das3.stages.options import StageOptions
 
 __all__ = ["Match"]
 
@@ -23,7 +24,7 @@ class MatchOptions(StageOptions):
 
     Attributes:
         gain: share of log C by which the model must make more of the target images afterwards, and be surer of them,
-            see `das3.bench.Insight`; if it does not, it is handed on as it came. Features of a target that shows its
+            see `das3.stages.choose_transform.ConfidenceStatistics`; if it does not, it is handed on as it came. Features of a target that shows its
             classes in other shares than the source should not have the source's moments.
     """
 
@@ -50,24 +51,24 @@ class Match(Stage[MatchOptions]):
         """f alone: g stays bit-equal."""
         return segmenter.feature_parameters()
 
-    def prepare(self, bench: Bench) -> Samples:
+    def prepare(self, context: StageContext) -> Samples:
         """What the model makes of the images as it comes; without batch norm there is nothing to match."""
-        self.source_moments = bench.source_moments
+        self.source_moments = context.source_moments
         if not self.source_moments:
             self.options = replace(self.options, steps=0)
-        self.entered = copied_weights(bench.segmenter)
-        self.before = bench.insight("before")
-        return bench.samples(self.options)
+        self.entered = copy_weights(context.segmenter)
+        self.before = context.insight("before")
+        return context.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Distance of the batch's moments to those of the source."""
-        with watched_moments(segmenter) as now:
+        with recorded_batch_statistics(segmenter) as now:
             segmenter(batch["image"])
         return {"moments": moments_loss(now, self.source_moments)}
 
-    def finish(self, bench: Bench) -> None:
+    def finish(self, context: StageContext) -> None:
         """Norm statistics of whole images, and the verdict."""
-        if self.options.norm == "batch":
-            bench.reestimate()
-        if not bench.insight("after").exceeds(self.before, by=self.options.gain):
-            bench.segmenter.load_state_dict(self.entered)
+        if self.options.bn_mode == "batch":
+            context.reestimate_bn()
+        if not context.insight("after").improves_on(self.before, by=self.options.gain):
+            context.segmenter.load_state_dict(self.entered)

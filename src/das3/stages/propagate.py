@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das3.averages import blend_weights, copied_weights
-from das3.bench import Bench
+from das3.data.mixing import class_mix
+from das3.data.rare_classes import RareClasses
 from das3.data.samples import Sample, Samples
-from das3.entropy import entropy_of_probs
-from das3.losses import pairwise_loss, positive_loss
-from das3.mixing import class_mix
+from das3.ema import copy_weights, interpolate_weights
+from das3.losses import entropy_of_probs, pairwise_loss, positive_loss
 from das3.pseudo_labels import adjusted
-from das3.rare_classes import RareClasses
-from das3.stages.base import Stage, StageOptions
+from das3.stages.base import Stage
+from das3.stages.context import StageContext
+from das3.stages.options import StageOptions
 
 __all__ = ["Propagate", "split_by_entropy"]
 
@@ -31,16 +31,16 @@ class PropagateOptions(StageOptions):
         easy_share: share of the images, those of lowest mean entropy, that count as easy.
         mix: class-mix hard images in pairs; without, they are shown as they are.
         smoothing: share of the teacher's label that all classes are given equally, in [0, 1).
-        balance: in [0, 1]; how much a class counts for more that wins too few pixels, in the teacher's labels, see
+        class_balance: in [0, 1]; how much a class counts for more that wins too few pixels, in the teacher's labels, see
             `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
-        layout: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        tones: show the teacher the images evenly lit or in another tone, as in stage 2.
-        zooms: show it larger images, as in stage 2.
-        pairwise: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
+        spatial_prior_weight: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
+        color_transforms: show the teacher the images evenly lit or in another tone, as in stage 2.
+        upscale: show it larger images, as in stage 2.
+        pairwise_weight: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
             `das3.losses.pairwise_loss`; 0 is the paper's.
         rare_temperature: T of rare-class sampling, as in stage 2, among the easy images and among the hard ones; the
             class for which a hard one is drawn is among those that are mixed into the other. 0 is the paper's.
-        keep: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
+        source_weight: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
         rounds: how often the teacher is replaced by the student and the stage is run again.
     """
 
@@ -51,13 +51,13 @@ class PropagateOptions(StageOptions):
     easy_share: float = 0.3
     mix: bool = True
     smoothing: float = 0.0
-    balance: float = 0.5
-    layout: float = 0.5
-    tones: bool = True
-    zooms: bool = True
-    pairwise: float = 0.0
+    class_balance: float = 0.5
+    spatial_prior_weight: float = 0.5
+    color_transforms: bool = True
+    upscale: bool = True
+    pairwise_weight: float = 0.0
     rare_temperature: float = 0.0
-    keep: float = 0.3
+    source_weight: float = 0.3
     rounds: int = 1
 
     def checks(self) -> dict[str, bool]:
@@ -65,11 +65,11 @@ class PropagateOptions(StageOptions):
         return {
             "easy_share": 0 <= self.easy_share <= 1,
             "smoothing": 0 <= self.smoothing < 1,
-            "balance": 0 <= self.balance <= 1,
-            "layout": self.layout >= 0,
-            "pairwise": self.pairwise >= 0,
+            "class_balance": 0 <= self.class_balance <= 1,
+            "spatial_prior_weight": self.spatial_prior_weight >= 0,
+            "pairwise_weight": self.pairwise_weight >= 0,
             "rare_temperature": self.rare_temperature >= 0,
-            "keep": 0 <= self.keep < 1,
+            "source_weight": 0 <= self.source_weight < 1,
             "rounds": self.rounds >= 1,
         }
 
@@ -97,29 +97,31 @@ class Propagate(Stage[PropagateOptions]):
     name = "propagate"
     Options = PropagateOptions
 
-    def prepare(self, bench: Bench) -> Samples:
+    def prepare(self, context: StageContext) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
-        self.entered = copied_weights(bench.segmenter)
+        self.entered = copy_weights(context.segmenter)
         options = self.options
-        shown = bench.best_look(tones=options.tones, zooms=options.zooms)
-        self.look = shown.look_name
+        shown = context.choose_input_transform(tones=options.color_transforms, zooms=options.upscale)
+        self.look = shown.transform_name
         self.habits = shown.habits()
         store = self.pseudo_labels = shown.label_all("teacher", self._teach)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, options.easy_share)
-        plain = bench.samples(options, maps=store.maps("labels"))
+        plain = context.samples(options, maps=store.maps("labels"))
         if options.rare_temperature:
             plain.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
         return EasyAndHard(plain, easy, hard, mix=options.mix)
 
     def _teach(self, probs: Tensor) -> dict[str, Tensor]:
-        likely = adjusted(probs, *self.habits, balance=self.options.balance, place=self.options.layout)
+        likely = adjusted(
+            probs, *self.habits, balance=self.options.class_balance, place=self.options.spatial_prior_weight
+        )
         labels = likely.argmax(dim=0).to(torch.uint8)
         return {"labels": labels, "entropy": entropy_of_probs(probs[None]).mean()}
 
-    def finish(self, bench: Bench) -> None:
+    def finish(self, context: StageContext) -> None:
         """Some of what the model could do before stays."""
-        blend_weights(bench.segmenter, self.entered, self.options.keep)
+        interpolate_weights(context.segmenter, self.entered, self.options.source_weight)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy with the teacher's labels, the easy and the hard half each as its own mean."""
@@ -129,9 +131,9 @@ class Propagate(Stage[PropagateOptions]):
             if chosen.any():
                 labels = batch["labels"][chosen]
                 losses[name] = positive_loss(logits[chosen], labels, smoothing=self.options.smoothing)
-        if self.options.pairwise:
+        if self.options.pairwise_weight:
             pairwise = pairwise_loss(logits, batch["image"], valid=batch["valid"])
-            losses["pairwise"] = self.options.pairwise * pairwise
+            losses["pairwise"] = self.options.pairwise_weight * pairwise
         return losses
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from das3.data.classes import ClassTable
+from das3.data.class_table import ClassTable
 from das3.data.images import ImageFiles, Images, find_files
 from das3.data.labels import Decode, Labelled, decode_label
-from das3.data.pairs import some
+from das3.data.matching import some
 from das3.data.published.classes import SUBSETS, subset
 from das3.errors import DataError
 

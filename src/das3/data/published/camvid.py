@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from das3.data.classes import IGNORE, ClassTable, Color
+from das3.data.class_table import IGNORE_INDEX, ClassTable, Color
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 
 __all__ = ["CamVid"]
@@ -29,7 +29,7 @@ ORIGINAL = ClassTable(
     colors=tuple(colors[0] for colors in _COLORS.values()),
     color_ids={color: c for c, colors in enumerate(_COLORS.values()) for color in colors},
 )
-TUTORIAL = replace(ORIGINAL, ids={**{c: c for c in range(11)}, 11: IGNORE})
+TUTORIAL = replace(ORIGINAL, ids={**{c: c for c in range(11)}, 11: IGNORE_INDEX})
 
 
 def split_of(stem: str) -> str:

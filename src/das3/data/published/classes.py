@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from das3.data.classes import IGNORE, ClassTable, Color
+from das3.data.class_table import IGNORE_INDEX, ClassTable, Color
 
 __all__ = ["CITYSCAPES", "CITYSCAPES_NAMES", "SUBSETS", "TRAIN_IDS", "street_table", "subset"]
 
@@ -62,7 +62,7 @@ def subset(table: ClassTable, count: int) -> ClassTable:
 
 _LABEL_IDS = {label: c for c, (label, _, _) in enumerate(_CLASSES)}
 
-CITYSCAPES = street_table({label: _LABEL_IDS.get(label, IGNORE) for label in range(len(CITYSCAPES_NAMES))})
+CITYSCAPES = street_table({label: _LABEL_IDS.get(label, IGNORE_INDEX) for label in range(len(CITYSCAPES_NAMES))})
 """For label ids, `*_labelIds.png`."""
 
 TRAIN_IDS = street_table({c: c for c in range(19)})

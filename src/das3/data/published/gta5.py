@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-from das3.data.classes import IGNORE
+from das3.data.class_table import IGNORE_INDEX
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 from das3.data.published.classes import CITYSCAPES, street_table
 from das3.errors import DataError
 
 __all__ = ["GTA5"]
 
-TABLE = street_table({**(CITYSCAPES.ids or {}), 34: IGNORE})  # 34 is the licence plate, which Cityscapes gives no id
+TABLE = street_table(
+    {**(CITYSCAPES.ids or {}), 34: IGNORE_INDEX}
+)  # 34 is the licence plate, which Cityscapes gives no id
 
 # Their labels have another size than they have, and nobody uses them.
 BROKEN = frozenset({"15188", "17705"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from das3.data.classes import IGNORE, ClassTable
+from das3.data.class_table import IGNORE_INDEX, ClassTable
 from das3.data.published.base import LabelForm, Part, Polygons, PublishedDataset
 from das3.data.published.classes import TRAIN_IDS, street_table
 
@@ -13,45 +13,45 @@ __all__ = ["IDD", "IDDLite"]
 # IDD's label ids 0 … 39: name → Cityscapes' train id, as the authors' helpers/anue_labels.py has it (csTrainId).
 _LABELS = {
     "road": 0,
-    "parking": IGNORE,
-    "drivable fallback": IGNORE,
+    "parking": IGNORE_INDEX,
+    "drivable fallback": IGNORE_INDEX,
     "sidewalk": 1,
-    "rail track": IGNORE,
+    "rail track": IGNORE_INDEX,
     "non-drivable fallback": 9,
     "person": 11,
-    "animal": IGNORE,
+    "animal": IGNORE_INDEX,
     "rider": 12,
     "motorcycle": 17,
     "bicycle": 18,
-    "autorickshaw": IGNORE,
+    "autorickshaw": IGNORE_INDEX,
     "car": 13,
     "truck": 14,
     "bus": 15,
-    "caravan": IGNORE,
-    "trailer": IGNORE,
+    "caravan": IGNORE_INDEX,
+    "trailer": IGNORE_INDEX,
     "train": 16,
-    "vehicle fallback": IGNORE,
-    "curb": IGNORE,
+    "vehicle fallback": IGNORE_INDEX,
+    "curb": IGNORE_INDEX,
     "wall": 3,
     "fence": 4,
-    "guard rail": IGNORE,
-    "billboard": IGNORE,
+    "guard rail": IGNORE_INDEX,
+    "billboard": IGNORE_INDEX,
     "traffic sign": 7,
     "traffic light": 6,
     "pole": 5,
-    "polegroup": IGNORE,
-    "obs-str-bar-fallback": IGNORE,
+    "polegroup": IGNORE_INDEX,
+    "obs-str-bar-fallback": IGNORE_INDEX,
     "building": 2,
-    "bridge": IGNORE,
-    "tunnel": IGNORE,
+    "bridge": IGNORE_INDEX,
+    "tunnel": IGNORE_INDEX,
     "vegetation": 8,
     "sky": 10,
-    "fallback background": IGNORE,
-    "unlabeled": IGNORE,
-    "ego vehicle": IGNORE,
-    "rectification border": IGNORE,
-    "out of roi": IGNORE,
-    "license plate": IGNORE,
+    "fallback background": IGNORE_INDEX,
+    "unlabeled": IGNORE_INDEX,
+    "ego vehicle": IGNORE_INDEX,
+    "rectification border": IGNORE_INDEX,
+    "out of roi": IGNORE_INDEX,
+    "license plate": IGNORE_INDEX,
 }
 TABLE = street_table(dict(enumerate(_LABELS.values())))
 POLYGONS = Polygons({name: label for label, name in enumerate(_LABELS)}, background=list(_LABELS).index("unlabeled"))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from das3.data.classes import IGNORE, ClassTable
+from das3.data.class_table import IGNORE_INDEX, ClassTable
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 from das3.data.published.classes import street_table
 from das3.errors import DataError
@@ -19,11 +19,11 @@ __all__ = ["Mapillary"]
 # which v2.0 divides these classes.
 _TRAIN_IDS = {
     "construction--flat--road": 0,
-    "construction--flat--road-shoulder": IGNORE,
+    "construction--flat--road-shoulder": IGNORE_INDEX,
     "marking": 0,
-    "marking--crosswalk-zebra": IGNORE,
-    "marking--discrete--crosswalk-zebra": IGNORE,
-    "marking-only--discrete--crosswalk-zebra": IGNORE,
+    "marking--crosswalk-zebra": IGNORE_INDEX,
+    "marking--discrete--crosswalk-zebra": IGNORE_INDEX,
+    "marking-only--discrete--crosswalk-zebra": IGNORE_INDEX,
     "object--manhole": 0,
     "construction--barrier--curb": 1,
     "construction--flat--sidewalk": 1,
@@ -31,7 +31,7 @@ _TRAIN_IDS = {
     "construction--barrier--wall": 3,
     "construction--barrier--fence": 4,
     "object--support--pole": 5,
-    "object--support--pole-group": IGNORE,
+    "object--support--pole-group": IGNORE_INDEX,
     "object--support--utility-pole": 5,
     "object--traffic-light": 6,
     "object--traffic-sign--front": 7,
@@ -44,7 +44,7 @@ _TRAIN_IDS = {
     "human--person": 11,
     "human--rider": 12,
     "object--vehicle--car": 13,
-    "object--vehicle--caravan": IGNORE,
+    "object--vehicle--caravan": IGNORE_INDEX,
     "object--vehicle--truck": 14,
     "object--vehicle--bus": 15,
     "object--vehicle--on-rails": 16,
@@ -56,7 +56,7 @@ _TRAIN_IDS = {
 def train_id(name: str) -> int:
     """Of a class by its name, such as `object--vehicle--car`."""
     beginnings = [key for key in _TRAIN_IDS if name.startswith(key)]
-    return _TRAIN_IDS[max(beginnings, key=len)] if beginnings else IGNORE
+    return _TRAIN_IDS[max(beginnings, key=len)] if beginnings else IGNORE_INDEX
 
 
 def read_table(config: Path) -> ClassTable:

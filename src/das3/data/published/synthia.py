@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.classes import IGNORE
+from das3.data.class_table import IGNORE_INDEX
 from das3.data.images import opened
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 from das3.data.published.classes import TRAIN_IDS, street_table
@@ -41,7 +41,9 @@ _NAMES = [
     "wall",
     "lane marking",
 ]
-TABLE = street_table({i: TRAIN_IDS.names.index(n) if n in TRAIN_IDS.names else IGNORE for i, n in enumerate(_NAMES)})
+TABLE = street_table(
+    {i: TRAIN_IDS.names.index(n) if n in TRAIN_IDS.names else IGNORE_INDEX for i, n in enumerate(_NAMES)}
+)
 
 
 def read_classes(path: Path) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from das3.data.classes import IGNORE, ClassTable
+from das3.data.class_table import IGNORE_INDEX, ClassTable
 from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.data.streets.classes import CLASS_NAMES, PALETTE
@@ -97,7 +97,7 @@ class Streets(Labelled):
             Image.fromarray(image).save(folder / "images" / f"{name}.png")
             Image.fromarray(label).save(folder / "labels" / f"{name}.png")
         classes = [{"name": name, "color": color} for name, color in zip(CLASS_NAMES, PALETTE.tolist(), strict=True)]
-        (folder / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": IGNORE}))
+        (folder / "classes.json").write_text(json.dumps({"classes": classes, "ignore_index": IGNORE_INDEX}))
 
 
 class _Pictures(Images):

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from das3.data.classes import IGNORE
+from das3.data.class_table import IGNORE_INDEX
 from das3.data.streets.painter import Painter, dim
 from das3.data.streets.town import PAINTS, backdrop, bush, fence, ground, hedge, house, side_street, tree
 from das3.data.streets.traffic import car, person, pole
@@ -33,7 +33,7 @@ def _bonnet(p: Painter) -> None:
     """What the camera sees of its own car; never labelled, too small to see in some scenes."""
     high, middle = p.height * p.rng.uniform(*p.style.bonnet), p.width * p.rng.uniform(0.45, 0.55)
     if high > p.height * 0.02:
-        bonnet, wide = p.new(IGNORE, dim(p.one_of(PAINTS), 0.6), 0.1), p.width * 0.56
+        bonnet, wide = p.new(IGNORE_INDEX, dim(p.one_of(PAINTS), 0.6), 0.1), p.width * 0.56
         p.draw.ellipse((middle - wide, p.height - high, middle + wide, p.height + 5 * high), fill=bonnet)
 
 

@@ -1,0 +1,355 @@
+"""The context: the same source model, images and seeds for every method, each cell measured in a process of its own.
+
+    OUT/SEED/source/     the source model            OUT/SEED/oracle/   fine-tuned on the target's labels
+    OUT/SEED/METHOD/     an adaptation run           OUT/SUITE.json     all rows
+    OUT/data/            images decoded once         OUT/SEED/*.json    see `das3.benchmark.cell`
+
+A finished cell is never run again, an interrupted one goes on where it stopped, and stages that several methods begin
+with are run once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from das3.files import write_atomically
+from jsonargparse import ArgumentError, ArgumentParser
+
+from das3.benchmark.advent import Advent, advent_recipe
+from das3.benchmark.cell import Cell, Row, plain, run_cell, shared_phases
+from das3.benchmark.methods import find_methods, method_recipe
+from das3.benchmark.suite_file import find_suite
+from das3.benchmark.suites import Suite
+from das3.data.cache import fingerprint, open_packed, pack
+from das3.data.images import Images
+from das3.data.labels import Labelled
+from das3.errors import Das3Error, DataError, RecipeError
+from das3.evaluation.metrics import gap_closed
+from das3.recipe import RunOptions, add_options, filled, plain_message
+from das3.training.supervised import SourceRecipe
+
+__all__ = ["run_benchmark", "run_seed"]
+
+T = TypeVar("T")
+Data = Mapping[str, Images | Labelled]
+"""A suite's sets, opened: source (where there is one), target, test."""
+
+
+def run_benchmark(
+    suite: str | Suite,
+    out: Path,
+    *,
+    data: Path | None = None,
+    methods: Sequence[str] = ("bn", "das3"),
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 1,
+    options: Mapping[str, Any] | None = None,
+    source_model: str | None = None,
+    measure_every: int = 0,
+    redo: bool = False,
+    name: str | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Row]:
+    """Run a suite's grid.
+
+    Args:
+        suite: name or YAML file, see `das3.benchmark.suite_file`.
+        out: folder of all runs; finished cells in it are kept.
+        data: folder of the suite's data, where it needs any.
+        methods: see `das3.benchmark.methods.find_methods`; or advent, which is also one of "all" where the suite has source data.
+        seeds: each trains its own source model.
+        jobs: cells at once, each on its share of the cores.
+        options: fields of the recipe that hold for all methods.
+        source_model: a trained model in place of the suite's.
+        measure_every: steps between two points of a curve of mIoU, 0 for no curve.
+        redo: cells that were made with other options or data are run again, not refused.
+        name: of the file of rows, the suite's when None.
+        say: where a line per finished cell goes.
+
+    Returns:
+        A row per method, stage and seed; also in OUT/NAME.json. Rows of a cell that failed have no mIoU and an `error`;
+        the other cells are run all the same.
+
+    Raises:
+        RecipeError: if the suite or a method is unknown, advent has no source data, or a cell in `out` was made with
+            other options or data.
+        DataError: if the suite's data can't be used.
+    """
+    if jobs < 1:
+        raise RecipeError(f"jobs must be at least 1, got {jobs}")
+    chosen = find_suite(suite, data) if isinstance(suite, str) else suite
+    if source_model is not None:
+        chosen = replace(chosen, source=None, source_model=source_model)
+    opened = _opened(chosen)
+    cells = plan(chosen, opened, _methods(methods, chosen), seeds, out, options or {}, measure_every)
+    _refuse_mismatches(cells, redo)
+    unfinished = [cell for cell in cells if cell.rows() is None]
+    if unfinished:
+        packed = _packed(chosen, opened, out / "data")
+        _run_all([replace(cell, suite=packed) for cell in cells], jobs, say)
+    rows = [row for cell in cells for row in _rows_of(cell)]
+    _add_gaps(rows)
+    write_atomically(out / f"{name or chosen.name}.json", json.dumps(rows, indent=1).encode())
+    return rows
+
+
+def _methods(names: Sequence[str], suite: Suite) -> dict[str, dict[str, Any]]:
+    """Fields of each method's recipe; advent, which has none, comes last.
+
+    Raises:
+        RecipeError: see `find_methods`, or if advent is named and the suite has no source data.
+    """
+    advent = Advent.name in names
+    if advent and suite.source is None:
+        raise RecipeError(
+            f"advent trains on source data, of which suite {suite.name} has none; leave it out, or train the source "
+            "model here, on the suite's source"
+        )
+    found = find_methods([name for name in names if name != Advent.name])
+    return {**found, Advent.name: {}} if advent or ("all" in names and suite.source) else found
+
+
+def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> list[Row]:
+    """Source model, das3 and oracle of one seed, in this process.
+
+    Args:
+        suite: the shift.
+        seed: of everything.
+        folder: gets source/, das3/ and oracle/; what is finished in it, with the options of today, is kept.
+        quiet: show no progress.
+
+    Returns:
+        Rows as of `run_benchmark`.
+    """
+    source = functools.cache(suite.source) if suite.source else None  # opened, and rendered, once
+    suite = replace(suite, source=source, target=functools.cache(suite.target), test=functools.cache(suite.test))
+    cells = plan(suite, _opened(suite), find_methods(["das3"]), [seed], folder, {}, 0)
+    cells = [replace(cell, folder=folder) for cell in (cells[0], cells[2], cells[1])]  # the oracle comes last
+    _refuse_mismatches(cells, redo=True)
+    rows = [row for cell in cells for row in run_cell(cell, quiet=quiet)]
+    _add_gaps(rows)
+    return rows
+
+
+def _opened(suite: Suite) -> Data:
+    """The suite's sets.
+
+    Raises:
+        DataError: if their classes differ, or the test set has no labels.
+    """
+    makers = {"source": suite.source, "target": suite.target, "test": suite.test}
+    opened = {part: make() for part, make in makers.items() if make is not None}
+    test = opened["test"]
+    if not isinstance(test, Labelled):
+        raise DataError(f"suite {suite.name}: the test images have no labels; every row is measured on them")
+    for part, data in opened.items():
+        if isinstance(data, Labelled) and data.num_classes != test.num_classes:
+            raise DataError(
+                f"suite {suite.name}: {part} has {data.num_classes} classes ({', '.join(data.class_names)}), test has "
+                f"{test.num_classes} ({', '.join(test.class_names)}); give the matching classes or class_map"
+            )
+    return opened
+
+
+def plan(
+    suite: Suite,
+    opened: Data,
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    out: Path,
+    options: Mapping[str, Any],
+    measure_every: int,
+) -> list[Cell]:
+    """All cells, seed by seed: the source model, the oracle if the target has labels, then the methods.
+
+    Raises:
+        RecipeError: if an option is unknown or does not fit.
+    """
+    marks = {part: fingerprint(data) for part, data in opened.items()}
+    shared = {**suite.options, **options}
+    recipes: dict[str, RunOptions] = {
+        name: advent_recipe(shared, suite.steps) if name == Advent.name else method_recipe(given, shared, suite.steps)
+        for name, given in methods.items()
+    }
+    network = {"network": suite.network, "model_args": dict(suite.model_args)}
+    given = {"model": suite.source_model, "size": suite.size}
+    cells = []
+    for seed in seeds:
+        folder = out / str(seed)
+        trained = None if suite.source_model else _supervised(suite, "source", seed)
+        source = ({"recipe": plain(trained), **network} if trained else given) | {"test": marks["test"]}
+        source |= {"source": marks["source"]} if trained else {}
+        cells.append(Cell(suite, "source", seed, folder, trained, source))
+        common = {"source": source, "target": marks["target"]}
+        if isinstance(opened["target"], Labelled):
+            oracle = _supervised(suite, "oracle", seed)
+            cells.append(Cell(suite, "oracle", seed, folder, oracle, {**common, "recipe": plain(oracle)}))
+        for name, recipe in recipes.items():
+            mine = replace(recipe, seed=seed)
+            made_with = {**common, "recipe": plain(mine), "measure_every": measure_every}
+            if name == Advent.name:
+                made_with["source_images"] = marks["source"]
+            cells.append(Cell(suite, name, seed, folder, mine, made_with, measure_every))
+    return cells
+
+
+def _supervised(suite: Suite, kind: str, seed: int) -> SourceRecipe:
+    """Recipe of the source model's or the oracle's training, its values checked and of the right type."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser, SourceRecipe)
+    given = {"size": suite.size, **getattr(suite, f"{kind}_options"), "seed": seed}
+    try:
+        return filled(SourceRecipe, parser.parse_object(given))
+    except ArgumentError as error:
+        raise RecipeError(f"suite {suite.name}, {kind}_options: {plain_message(error)}") from error
+
+
+def _refuse_mismatches(cells: Sequence[Cell], redo: bool) -> None:
+    """Cells that were made with something else are refused, or deleted to be run again."""
+    mismatches = [(cell, why) for cell in cells if (why := cell.mismatch())]
+    if mismatches and not redo:
+        cell, why = mismatches[0]
+        more = f" (and {len(mismatches) - 1} more cells)" if len(mismatches) > 1 else ""
+        raise RecipeError(
+            f"{cell.run} was made with {why}{more}; run such cells again with --redo, or choose another --out"
+        )
+    for cell, _ in mismatches:
+        cell.file.unlink()
+        shutil.rmtree(cell.run, ignore_errors=True)
+
+
+def _packed(suite: Suite, opened: Data, folder: Path) -> Suite:
+    """The suite with its images decoded, and resized as training needs them, in files that all cells share."""
+    sizes = {"source": suite.size, "target": suite.size, "test": None}  # measured at the labels' size
+    packed = {
+        part: partial(open_packed, folder / part)
+        for part, data in opened.items()
+        if pack(data, folder / part, sizes[part])
+    }
+    return replace(suite, **packed)  # type: ignore[arg-type]
+
+
+def _run_all(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> None:
+    """Run cells, `jobs` at once: a seed's source model first, and of cells with the same first stages one first."""
+    parents = {cell.file: _parent(cell, cells[:place]) for place, cell in enumerate(cells)}
+    threads = max(1, torch.get_num_threads() // jobs)
+    alive: set[BaseProcess] = set()
+    running: dict[Future[None], Cell] = {}
+
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def start(after: Cell | None) -> None:
+            for cell in cells:
+                if parents[cell.file] is after:
+                    running[pool.submit(_in_process, cell, threads, alive)] = cell
+
+        try:
+            start(None)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    future.result()
+                    _tell(cell, say)
+                    if cell.rows() is not None or cell.kind != "source":
+                        start(cell)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(alive):
+                process.terminate()
+            raise
+
+
+def _parent(cell: Cell, before: Sequence[Cell]) -> Cell | None:
+    """The cell that must be over before this one begins."""
+    if cell.kind == "source":
+        return None
+    mine = [other for other in before if other.seed == cell.seed]
+    methods = [other for other in mine if other.kind not in ("source", "oracle")]
+    shared = [shared_phases(other.made_with, cell.made_with) for other in methods]
+    if cell.kind == "oracle" or not any(shared):
+        return mine[0]
+    return methods[shared.index(max(shared))]
+
+
+def _in_process(cell: Cell, threads: int, alive: set[BaseProcess]) -> None:
+    """Run a cell in a process of its own, whose peak memory is the cell's; its file says how it went."""
+    if cell.rows() is not None:
+        return
+    cell.error.unlink(missing_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(cell, threads))
+    process.start()
+    alive.add(process)
+    process.join()
+    alive.discard(process)
+    if process.exitcode and not cell.error.exists():
+        code = process.exitcode
+        why = f"the process was ended by signal {-code}, 9 for want of memory" if code < 0 else f"exit status {code}"
+        write_atomically(cell.error, f"{why}\n".encode())
+
+
+def _child(cell: Cell, threads: int) -> None:
+    """What the process does; it ends with its parent, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _attempt(cell)
+
+
+def _attempt(cell: Cell) -> None:
+    """Run a cell; an error is written to its file."""
+    try:
+        run_cell(cell)
+    except Exception as error:
+        last = str(error) if isinstance(error, Das3Error) else f"{type(error).__name__}: {error}"
+        write_atomically(cell.error, f"{traceback.format_exc()}\n{' '.join(last.split())}\n".encode())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _rows_of(cell: Cell) -> list[Row]:
+    """Rows of a cell; without mIoU if it failed."""
+    rows = cell.rows()
+    if rows is not None:
+        return rows
+    known = {"suite": cell.suite.name, "method": cell.kind, "seed": cell.seed, "error": _why(cell)}
+    missing = dict.fromkeys(("miou", "gap_closed", "seconds", "peak_mib", "peak_gpu_mib", "commit", "per_class_iou"))
+    return [{**known, "stage": stage, **missing} for stage in cell.stages]
+
+
+def _why(cell: Cell) -> str:
+    """The last line of its error."""
+    return cell.error.read_text().strip().splitlines()[-1] if cell.error.exists() else "its source model failed"
+
+
+def _tell(cell: Cell, say: Callable[[str], None]) -> None:
+    for row in _rows_of(cell):
+        result = f"failed: {row['error']}" if "error" in row else f"{row['miou']:6.2f}"
+        say(f"{cell.suite.name}  seed {cell.seed}  {cell.kind:<12} {row['stage']:<12} {result}")
+
+
+def _add_gaps(rows: Sequence[Row]) -> None:
+    bounds = {(r["seed"], r["method"]): r["miou"] for r in rows if r["method"] in ("source", "oracle")}
+    for row in rows:
+        source, oracle = (bounds.get((row["seed"], kind)) for kind in ("source", "oracle"))
+        gap = gap_closed(source, row["miou"], oracle)
+        row["gap_closed"] = None if gap is None else round(gap, 4)

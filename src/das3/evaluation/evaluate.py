@@ -1,0 +1,78 @@
+"""Evaluation by the field's protocol: one confusion matrix over the data set, at the labels' own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from das3.data.images import Size
+from das3.data.labels import Labelled
+from das3.errors import ModelError
+from das3.evaluation.metrics import BoundaryIoU, ConfusionMatrix
+from das3.evaluation.predict import label_tensor
+from das3.segmenter import Segmenter
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model is worth on labelled images.
+
+    Attributes:
+        miou: mean IoU in [0, 1] over the classes asked for that occur, see `ConfusionMatrix.iou`.
+        per_class_iou: IoU in [0, 1] by class name, of all classes; NaN for a class that does not occur.
+        confusion: the counts behind them.
+        boundary: IoU of the classes' edges, where it was asked for.
+    """
+
+    miou: float
+    per_class_iou: dict[str, float]
+    confusion: ConfusionMatrix
+    boundary: BoundaryIoU | None = None
+
+
+def evaluate(
+    segmenter: Segmenter,
+    labelled: Labelled,
+    *,
+    size: Size = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    tile: int | None = None,
+    classes: Sequence[int] | None = None,
+    boundary: bool = False,
+    progress: Callable[[Iterable[int], str, int], Iterable[int]] | None = None,
+) -> Evaluation:
+    """Measure a model; labels are never resized, ignored pixels (255) do not count.
+
+    Args:
+        segmenter: the model; predicts in evaluation mode, each layer's own mode is restored.
+        labelled: images and labels.
+        size, flip, scales, tile: see `das3.evaluation.predict.How`.
+        classes: the mean is over these alone, e.g. `das3.data.published.classes.SUBSETS[13]`; all when None.
+        boundary: also measure the classes' edges.
+        progress: wraps the iteration over images (items, what, total).
+
+    Raises:
+        ModelError: if the model predicts another number of classes than the labels have.
+        DataError: if a label can't be read, has unknown ids or another size than its image.
+    """
+    if segmenter.num_classes != labelled.num_classes:
+        raise ModelError(
+            f"the model predicts {segmenter.num_classes} classes but the labels have {labelled.num_classes}; "
+            "give the matching --classes or --class-map"
+        )
+    confusion = ConfusionMatrix(labelled.num_classes)
+    edges = BoundaryIoU(labelled.num_classes) if boundary else None
+    indices: Iterable[int] = range(len(labelled))
+    for i in progress(indices, "evaluating", len(labelled)) if progress else indices:
+        label = torch.from_numpy(labelled.label(i))
+        prediction = label_tensor(segmenter, labelled.image(i), size=size, flip=flip, scales=scales, tile=tile)
+        confusion.update(prediction, label)
+        if edges is not None:
+            edges.update(prediction, label)
+    per_class = dict(zip(labelled.class_names, confusion.iou().tolist(), strict=True))
+    return Evaluation(confusion.miou(classes), per_class, confusion, edges)

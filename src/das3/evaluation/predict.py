@@ -1,0 +1,349 @@
+"""Prediction at the image's own size, whole or in overlapping tiles, with flip and multi-scale averaging."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import numpy as np
+import torch
+from das3.files import write_atomically
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from das3.data.class_table import ClassTable
+from das3.data.images import Size
+from das3.data.visualize import overlay
+from das3.errors import DataError, ModelError, RecipeError
+from das3.evaluation.tiled_io import PngWriter, Rows, open_rows
+from das3.evaluation.tta import TestTimeAugmentation
+from das3.segmenter import Segmenter, evaluating
+
+__all__ = [
+    "How",
+    "file_values",
+    "label_tensor",
+    "predict_batch",
+    "predict_labels",
+    "predict_probs",
+    "predict_to_file",
+    "write_prediction",
+]
+
+WHOLE_PIXELS = 4_200_000
+"""Images of more pixels (of the network's input) than this are predicted in tiles unless told otherwise."""
+
+TILE = 1024
+"""Side of those tiles, in pixels of the network's input."""
+
+_GRID = 32  # tiles begin at multiples of this, so that a network's strides fall on the same pixels in all of them
+_SMALLEST = 2 * _GRID
+_VALUES = 2**24  # probabilities that are made at once when an image is predicted whole: 64 MiB
+
+Source = NDArray[np.uint8] | str | Path
+Block = tuple[int, int, Tensor]  # top, left and probabilities C×n×m of a part of an image
+
+
+class How(TypedDict, total=False):
+    """How an image is predicted.
+
+    Attributes:
+        size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None, the
+            default. A tile is zoomed by the factor that the whole image would be.
+        flip: average with the mirrored image's prediction.
+        scales: average over these zooms of the network's input; (1.0,) by default.
+        tile: side of a tile in pixels of the image, 64 at least, rounded up to a multiple of 32. None, the default:
+            whole up to `WHOLE_PIXELS`, in tiles beyond.
+        overlap: least share of a tile that the next one covers again, in [0, 0.5]; 0.25 by default. The outer quarter
+            of the overlap does not count, then a tile's weight rises linearly.
+    """
+
+    size: Size
+    flip: bool
+    scales: Sequence[float]
+    tile: int | None
+    overlap: float
+
+
+@contextmanager
+def _predicting(segmenter: Segmenter) -> Iterator[None]:
+    # Not torch.inference_mode: tensors that a network keeps between calls (position tables) could not be trained with.
+    with evaluating(segmenter), torch.no_grad():
+        yield
+
+
+def predict_batch(
+    segmenter: Segmenter,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    size: Size = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+) -> Tensor:
+    """Class probabilities of images of equal size, predicted whole in one batch.
+
+    Args:
+        segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
+        images: B images H×W×3 uint8 RGB.
+        size, flip, scales: see `How`.
+
+    Returns:
+        B×C×H×W float32 at the images' own size, on the segmenter's device; the mean of the views' softmax of bilinearly
+        upsampled logits, so each pixel sums to 1.
+
+    Raises:
+        ValueError: if the images differ in size.
+        RecipeError: if a scale is not positive.
+    """
+    shapes = {image.shape[:2] for image in images}
+    if len(shapes) != 1:
+        raise ValueError(f"a batch needs images of one size, got {sorted(shapes)}")
+    (shape,) = shapes
+    views = TestTimeAugmentation(segmenter, size, flip, scales)
+    with _predicting(segmenter):
+        return views.probs(views.logits(images, views.input_shape(shape)), shape, 0, shape[0])
+
+
+def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Tensor:
+    """Class probabilities of one image.
+
+    Args:
+        segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
+        image: H×W×3 uint8 RGB, or a file.
+        how: see `How`.
+
+    Returns:
+        C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
+
+    Raises:
+        RecipeError: if a scale, the tile or the overlap can't be used.
+        DataError: if the file can't be read.
+    """
+    blocks = _Blocks(segmenter, **how)
+    with open_rows(image) as rows, _predicting(segmenter):
+        found = torch.empty((segmenter.num_classes, *rows.shape), device=blocks.device)
+        for top, left, probs in blocks.of(rows):
+            found[:, top : top + probs.shape[1], left : left + probs.shape[2]] = probs
+    return found
+
+
+def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> NDArray[np.uint8]:
+    """Most probable class of each pixel; the probabilities of the whole image are never in memory at once.
+
+    Args and errors are those of `predict_probs`.
+
+    Returns:
+        H×W uint8.
+
+    Raises:
+        ModelError: if there are more than 256 classes.
+    """
+    return label_tensor(segmenter, image, **how).cpu().numpy()
+
+
+def label_tensor(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Tensor:
+    """`predict_labels`, left on the segmenter's device."""
+    blocks = _Blocks(segmenter, **how)
+    with open_rows(image) as rows, _predicting(segmenter):
+        return torch.cat(list(blocks.labels(rows)))
+
+
+def predict_to_file(
+    segmenter: Segmenter, image: Source, out: str | Path, *, values: Sequence[int] | None = None, **how: Unpack[How]
+) -> Path:
+    """Label an image into a PNG, row by row.
+
+    In tiles, memory holds one band of the image, one of labels, one tile's probabilities and those of the overlap with
+    the next band (C × overlap × W float32); of which files more is needed, `das3.evaluation.tiled_io.open_rows` says. An image that
+    the model resizes to few pixels is not tiled by itself; it is read whole.
+
+    Args:
+        segmenter, image, how: see `predict_probs`.
+        out: the file, 8-bit grey.
+        values: what stands for each class in the file; the class ids when None. (0, 255) writes a mask.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ModelError, RecipeError, DataError: as `predict_labels`.
+    """
+    blocks, table = _Blocks(segmenter, **how), _value_table(values)
+    with open_rows(image) as rows, _predicting(segmenter), PngWriter(out, rows.shape) as file:
+        for band in blocks.labels(rows):
+            file.write(table[band.cpu().numpy()])
+    return Path(out)
+
+
+@dataclass(frozen=True)
+class _Blocks(TestTimeAugmentation):
+    """An image's prediction, one block after the other; `How` says what the fields are."""
+
+    tile: int | None = None
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.overlap <= 0.5:
+            raise RecipeError(f"the overlap of tiles must be a share in [0, 0.5], got {self.overlap}")
+        if self.tile is not None and self.tile < _SMALLEST:
+            raise RecipeError(f"--tile must be {_SMALLEST} pixels or more, got {self.tile}")
+
+    def labels(self, rows: Rows) -> Iterator[Tensor]:
+        """Labels n×W uint8 from top to bottom."""
+        if (classes := self.segmenter.num_classes) > 256:
+            raise ModelError(f"labels are written in 8 bits; the model has {classes} classes, more than 256")
+        pieces: list[Tensor] = []
+        for _, left, probs in self.of(rows):
+            pieces.append(probs.argmax(dim=0).to(torch.uint8))
+            if left + probs.shape[2] == rows.shape[1]:
+                yield torch.cat(pieces, dim=1)
+                pieces = []
+
+    def of(self, rows: Rows) -> Iterator[Block]:
+        """Blocks that make up the image, from left to right, from top to bottom."""
+        side = self._side(rows.shape)
+        if side is None or side >= max(rows.shape):
+            return self._whole(rows)
+        return self._tiled(rows, side)
+
+    def _side(self, shape: tuple[int, int]) -> int | None:
+        """Side of a tile, None where the image is small enough to be predicted whole."""
+        tile = self.tile
+        if tile is None:
+            height, width = self.input_shape(shape)
+            if height * width * max(self.scales) ** 2 <= WHOLE_PIXELS:
+                return None
+            tile = max(_SMALLEST, round(TILE * (shape[0] * shape[1] / (height * width)) ** 0.5))
+        return -(-tile // _GRID) * _GRID
+
+    def _whole(self, rows: Rows) -> Iterator[Block]:
+        height, width = rows.shape
+        logits = self.logits([rows.read(0, height)], self.input_shape(rows.shape))
+        step = max(1, _VALUES // (self.segmenter.num_classes * width))
+        for top in range(0, height, step):
+            yield top, 0, self.probs(logits, rows.shape, top, min(top + step, height))[0]
+
+    def _tiled(self, rows: Rows, tile: int) -> Iterator[Block]:
+        """Blocks as soon as no further tile reaches into them; sums of the rest are carried on."""
+        height, width = rows.shape
+        target = self.input_shape(rows.shape)
+        zoom = (target[0] / height, target[1] / width)
+        tops, lefts = _spans(height, tile, self.overlap), _spans(width, tile, self.overlap)
+        above: Tensor | None = None  # what tiles higher up have given to this band's first rows
+        for top, bottom, done, row_weights in tops:
+            strip = rows.read(top, bottom)
+            below = torch.zeros((self.segmenter.num_classes, bottom - done, width), device=self.device)
+            beside: Tensor | None = None  # what tiles further left in this band have given to the next one's columns
+            for left, right, finished, column_weights in lefts:
+                piece = strip[:, left:right]
+                shape = piece.shape[:2]
+                logits = self.logits([piece], (max(1, round(shape[0] * zoom[0])), max(1, round(shape[1] * zoom[1]))))
+                part = self.probs(logits, shape, 0, shape[0])[0]
+                part *= (row_weights[:, None] * column_weights).to(part)
+                if beside is not None:
+                    part[..., : beside.shape[-1]] += beside
+                block, beside = part[..., : finished - left], part[..., finished - left :]
+                if above is not None:
+                    block[:, : above.shape[1]] += above[..., left:finished]
+                below[..., left:finished] = block[:, done - top :]
+                ready = block[:, : done - top]
+                yield top, left, ready / ready.sum(dim=0)
+            above = below
+
+
+def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, Tensor]]:
+    """Tiles along a side: (first pixel, end, first pixel of the next tile, weights)."""
+    step = max(_GRID, int(tile * (1 - overlap)) // _GRID * _GRID)
+    count = max(0, -(-(length - tile) // step)) + 1
+    starts = [int(i * max(0, length - tile) / max(1, count - 1)) // _GRID * _GRID for i in range(count)]
+    starts = sorted(set(starts))
+    nexts, stops = [*starts[1:], length], [*(start + tile for start in starts[:-1]), length]
+    return [
+        (start, stop, after, _weights(stop - start, tile - step, start > 0, stop < length))
+        for start, stop, after in zip(starts, stops, nexts, strict=True)
+    ]
+
+
+def _weights(length: int, overlap: int, first: bool, last: bool) -> Tensor:
+    """1, but towards sides where other tiles follow falling to 0, which it is on the outer quarter of the overlap.
+
+    There the network sees its own padding instead of the image.
+    """
+    place, far = torch.arange(length) + 0.5, torch.full((length,), torch.inf)
+    inside = torch.minimum(place if first else far, length - place if last else far)
+    margin = overlap / 4
+    return ((inside - margin) / max(1.0, overlap - 2 * margin)).clamp(0, 1)
+
+
+def write_prediction(
+    folder: str | Path,
+    name: str,
+    labels: NDArray[np.uint8],
+    *,
+    values: Sequence[int] | None = None,
+    colors: NDArray[np.uint8] | None = None,
+    image: NDArray[np.uint8] | None = None,
+    probs: Tensor | None = None,
+) -> Path:
+    """Write a prediction: always labels/NAME.png, the rest as asked for; each file appears whole, the labels last.
+
+    Args:
+        folder: where to; sub-folders are made.
+        name: of the image, as in `Images.names`; may have folders in it.
+        labels: H×W uint8 class ids.
+        values: what stands for each class in the label file; the class ids when None. `das3.evaluation.predict.file_values` of a
+            class table gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a
+            mask.
+        colors: C×3; also write colors/NAME.png, a palette image of the class ids.
+        image: H×W×3; also write overlays/NAME.png, the colours over the image. Needs `colors`.
+        probs: C×H×W; also write probs/NAME.npz, float16 under the key "probs".
+
+    Returns:
+        The label file.
+    """
+    folder = Path(folder)
+    if probs is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, probs=probs.to(torch.float16).cpu().numpy())
+        write_atomically(folder / "probs" / f"{name}.npz", buffer.getvalue())
+    if colors is not None:
+        picture = Image.fromarray(labels)
+        picture.putpalette(colors.astype(np.uint8).tobytes())
+        _save_png(folder / "colors" / f"{name}.png", picture)
+        if image is not None:
+            _save_png(folder / "overlays" / f"{name}.png", Image.fromarray(overlay(image, labels, colors)))
+    path = folder / "labels" / f"{name}.png"
+    _save_png(path, Image.fromarray(_value_table(values)[labels]))
+    return path
+
+
+def file_values(table: ClassTable) -> tuple[int, ...]:
+    """What stands for each class in the data set's own label files; the smallest value where there are several.
+
+    Raises:
+        DataError: if the table has no value for a class.
+    """
+    found = {c: value for value, c in sorted(table.known_ids.items(), reverse=True)}
+    without = [name for c, name in enumerate(table.names) if c not in found]
+    if without:
+        raise DataError(f"the class table has no id for {', '.join(without)}; labels can't be written in its ids")
+    return tuple(found[c] for c in range(len(table.names)))
+
+
+def _value_table(values: Sequence[int] | None) -> NDArray[np.uint8]:
+    table = np.arange(256, dtype=np.uint8)
+    if values is not None:
+        table[: len(values)] = values
+    return table
+
+
+def _save_png(path: Path, picture: Image.Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())

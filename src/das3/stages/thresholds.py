@@ -1,0 +1,90 @@
+"""Thresholds per class over the whole data set, from histograms: memory does not grow with the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from das3.stages.context import StageContext
+
+__all__ = ["confidence_histogram", "data_set_thresholds", "label_above", "normalized_labels", "thresholds_of"]
+
+BINS = 4096
+# 24 octaves of 1 − p, down to float32's rounding: sure models differ there alone.
+_OCTAVES = 24
+
+
+def confidence_histogram(probs: Tensor) -> Tensor:
+    """Confidences of the pixels predicted as each class, C×BINS counts; the bins are even in log(1 − confidence).
+
+    Args:
+        probs: C×H×W probabilities of one image.
+    """
+    classes = probs.shape[0]
+    confidence, prediction = probs.max(dim=0)
+    octaves = -torch.log2((1 - confidence.double()).clamp(min=2.0**-_OCTAVES))
+    bins = (octaves * (BINS / _OCTAVES)).long().clamp(max=BINS - 1)
+    return torch.bincount((prediction * BINS + bins).flatten(), minlength=classes * BINS).view(classes, BINS)
+
+
+def thresholds_of(histogram: Tensor, share: float) -> Tensor:
+    """λ_c, C float32: confidence that the surest `share` of the pixels predicted as c reach, to within half a percent
+    of its distance to 1; 1 for a class that is not predicted.
+
+    Args:
+        histogram: C×BINS counts, see `confidence_histogram`.
+        share: in (0, 1].
+
+    Source: CBST (Zou et al., ECCV 2018), k_c; the authors sort all confidences of the data set.
+    """
+    surest_first = histogram.flip(1).cumsum(1)
+    wanted = torch.ceil(histogram.sum(1, keepdim=True).double() * share - 1e-6).clamp(min=1)
+    position = (surest_first < wanted).sum(1)  # bins that are kept whole before the one that λ is in
+    lower_edge = (BINS - 1 - position).clamp(min=0) * (_OCTAVES / BINS)
+    thresholds = 1 - torch.exp2(-lower_edge.double())
+    return torch.where(histogram.sum(1) > 0, thresholds, 1.0).float()
+
+
+def data_set_thresholds(
+    context: StageContext,
+    share: float,
+    *,
+    adjust: Callable[[Tensor], Tensor] = lambda probs: probs,
+) -> Tensor:
+    """λ_c over all target images, C float32, by one pass of the model that enters the stage.
+
+    Args:
+        context: model and images.
+        share: in (0, 1], see `thresholds_of`.
+        adjust: probabilities C×H×W of an image → those whose confidences count.
+    """
+
+    def confidences(probs: Tensor) -> dict[str, Tensor]:
+        return {"histogram": confidence_histogram(adjust(probs)).int()}
+
+    store = context.label_all("confidences", confidences)
+    total = sum(torch.from_numpy(store[i]["histogram"]).long() for i in range(len(store)))
+    assert isinstance(total, Tensor)
+    return thresholds_of(total, share).to(context.fabric.device)
+
+
+def normalized_labels(probs: Tensor, thresholds: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Class of the largest p_c / λ_c where that is at least 1, else `ignore_index`: H×W uint8.
+
+    Args:
+        probs: C×H×W probabilities of one image.
+        thresholds: λ, C values.
+        ignore_index: id of pixels without a label.
+
+    Source: CBST: a class may win although another is likelier.
+    """
+    best, label = (probs / thresholds.clamp(min=1e-6).view(-1, 1, 1)).max(dim=0)
+    return torch.where(best >= 1, label, ignore_index).to(torch.uint8)
+
+
+def label_above(probs: Tensor, thresholds: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """The likeliest class where its probability is at least its threshold, else `ignore_index`: H×W uint8."""
+    best, label = probs.max(dim=0)
+    return torch.where(best >= thresholds[label], label, ignore_index).to(torch.uint8)

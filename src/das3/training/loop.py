@@ -1,0 +1,294 @@
+"""The one training loop: adaptation stages, baselines, source training and the oracle all run here.
+
+Lightning Fabric does device placement, mixed precision and processes: it wraps a loop that stays ours to read, whereas
+a Trainer would own it, and its precision plugins also cover fp16 loss scaling with gradient clipping.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from das3.stages.options import StageOptions
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from das3.data.samples import Sample, Samples
+from das3.ema import ExponentialMovingAverage
+from das3.errors import RecipeError, TrainingError
+from das3.norms import set_norm_mode
+from das3.segmenter import Segmenter
+from das3.stages.base import Stage, parameter_groups
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["LoopOptions", "Record", "StepState", "learning_rate", "make_fabric", "train"]
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How every stage is trained.
+
+    Attributes:
+        batch_size: samples per optimiser step and accumulation, over all processes.
+        accumulate: batches whose gradients are summed before a step.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        weight_decay: of weights; biases and norm layers have none.
+        power: of the polynomial decay of the learning rate.
+        warmup: share of the steps in which the rate rises linearly.
+        clip: largest gradient norm; 0 for no limit.
+        average: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
+        workers: processes that load images; 0 loads in the main process.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    batch_size: int = 8
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.01
+    power: float = 0.9
+    warmup: float = 0.05
+    clip: float = 1.0
+    average: float = 0.0
+    workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("weight_decay", "power", "clip", "workers"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} can't be negative, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise RecipeError(f"average is a decay, at least 0 and below 1, got {self.average}")
+        if not 0 <= self.warmup <= 1:
+            raise RecipeError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise RecipeError(f"optimizer must be adamw or sgd, got {self.optimizer!r}")
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where a stage stands: everything a resumed run needs besides the model's weights."""
+
+    step: int
+    optimizer: dict[str, Any]
+    stage: dict[str, Tensor]
+    average: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the loop reports every `log_every` steps: mean losses since the last report."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    lr: float
+    images_per_second: float
+
+
+def make_fabric(device: str = "auto", precision: str = "auto", devices: int | str = 1) -> Fabric:
+    """Fabric for a device and a precision.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "32", "bf16" or "16" (mixed), or "auto": bf16 on a GPU that has it, else 32.
+        devices: how many; "auto" for all.
+
+    Raises:
+        RecipeError: if the device is not there or the names are unknown.
+    """
+    from lightning_fabric import Fabric  # takes seconds to import, which `das3 --help` should not
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(d for d in ("cuda", "mps", "cpu") if available[d])
+    if not available.get(device):
+        there = ", ".join(d for d, ok in available.items() if ok)
+        raise RecipeError(f"device {device!r} is not available here; choose auto or one of: {there}")
+    names = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
+    if precision not in names:
+        raise RecipeError(f"precision must be auto, 32, bf16 or 16, got {precision!r}")
+    return Fabric(accelerator=device, devices=devices, precision=names[precision])
+
+
+def learning_rate(step: int, steps: int, *, warmup: float, power: float) -> float:
+    """Factor on the learning rate at a step: linear warm-up, then (1 − t)^power.
+
+    Source: the "poly" schedule of DeepLab.
+    """
+    rising = max(1, round(warmup * steps))
+    return float(min(1.0, (step + 1) / rising) * max(0.0, 1 - step / steps) ** power)
+
+
+def step_seed(seed: tuple[int, ...], step: int) -> int:
+    """Seed of the network's own randomness (dropout) at a step, so that a resumed run repeats it."""
+    return int(np.random.SeedSequence([*seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def train(
+    fabric: Fabric,
+    segmenter: Segmenter,
+    stage: Stage[Any],
+    samples: Samples,
+    options: LoopOptions,
+    *,
+    seed: tuple[int, ...],
+    start: StepState | None = None,
+    report: Callable[[Record], None] = lambda record: None,
+    save: Callable[[StepState], None] = lambda state: None,
+) -> None:
+    """Train `segmenter` in place by `stage` for `stage.options.steps` optimiser steps.
+
+    Args:
+        fabric: device, precision and processes.
+        segmenter: the model, on the device.
+        stage: prepared.
+        samples: what `stage.prepare` returned.
+        options: the loop's options.
+        seed: everything random depends on it and the step's number alone.
+        start: where to go on; the segmenter holds the weights of that step.
+        report: called every `log_every` steps and at the end.
+        save: called every `checkpoint_every` steps with what to save besides the weights.
+
+    Raises:
+        TrainingError: if a loss is not finite.
+        RecipeError: if the batch can't be divided among the processes.
+    """
+    settings: StageOptions = stage.options
+    if settings.steps == 0:
+        return
+    flags = [(p, p.requires_grad) for p in segmenter.parameters()]
+    groups = parameter_groups(segmenter, stage, options.weight_decay)
+    optimizer = _optimizer(groups, options)
+    model, optimizer = fabric.setup(segmenter, optimizer)
+    average = ExponentialMovingAverage(segmenter, options.average) if options.average else None
+    first = 0
+    if start:
+        first = start.step
+        optimizer.load_state_dict(start.optimizer)
+        stage.load_state_dict(start.stage)
+        if average and start.average:
+            average.load_state_dict(start.average)
+    batches = _batches(fabric, samples, options, first * options.accumulate)
+    segmenter.train()
+    set_norm_mode(segmenter, settings.norm)
+    meter = _Meter(options)
+    for step in range(first, settings.steps):
+        torch.manual_seed(step_seed(seed, step))
+        factor = learning_rate(step, settings.steps, warmup=options.warmup, power=options.power)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        for micro in range(options.accumulate):
+            last = micro == options.accumulate - 1
+            with fabric.no_backward_sync(model, enabled=not last):
+                losses = stage.loss(model, next(batches))
+                fabric.backward(torch.stack(list(losses.values())).sum() / options.accumulate)
+            meter.add(losses)
+        _share_gradients(fabric, stage)
+        if options.clip:
+            # Not finite is the meter's to tell, with the loss's name.
+            fabric.clip_gradients(model, optimizer, max_norm=options.clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        stage.after_step(segmenter)
+        if average:
+            average.update(segmenter)
+        done = step + 1
+        saving = done % options.checkpoint_every == 0 and done < settings.steps
+        if done % options.log_every == 0 or saving or done == settings.steps:
+            report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
+        if saving:
+            averaged = average.state_dict() if average else None
+            save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
+    if average:
+        average.copy_to(segmenter)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+    segmenter.eval()
+
+
+def _share_gradients(fabric: Fabric, stage: Stage[Any]) -> None:
+    """Average the gradients of the stage's own parameters over the processes; the segmenter's already are."""
+    for parameter in stage.parameters():
+        if parameter.grad is not None:
+            parameter.grad = fabric.all_reduce(parameter.grad)
+
+
+def _optimizer(groups: list[dict[str, Any]], options: LoopOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9)
+    return torch.optim.AdamW(groups)
+
+
+class _Range(Sampler[list[int]]):
+    """Numbers of the samples of batch after batch; each process takes its part of every batch."""
+
+    def __init__(self, first: int, batch_size: int, rank: int, world: int) -> None:
+        self.first, self.batch_size, self.part = first, batch_size, batch_size // world
+        self.offset = rank * self.part
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in itertools.count(self.first):
+            begin = batch * self.batch_size + self.offset
+            yield list(range(begin, begin + self.part))
+
+
+def _batches(fabric: Fabric, samples: Samples, options: LoopOptions, first: int) -> Iterator[Sample]:
+    world, rank = fabric.world_size, fabric.global_rank
+    if options.batch_size % world:
+        raise RecipeError(f"batch_size {options.batch_size} can't be divided among {world} processes")
+    loader = DataLoader(
+        samples,
+        batch_sampler=_Range(first, options.batch_size, rank, world),
+        num_workers=options.workers,
+        pin_memory=fabric.device.type == "cuda",
+        generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
+    )
+    for batch in loader:
+        yield {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+
+
+class _Meter:
+    """Mean losses and speed since the last report; the one place that waits for the device."""
+
+    def __init__(self, options: LoopOptions) -> None:
+        self.options = options
+        self.reset()
+
+    def reset(self) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.batches = 0
+        self.since = time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.batches += 1
+        for name, value in losses.items():
+            self.totals[name] = self.totals.get(name, torch.zeros_like(value)) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def record(self, step: int, steps: int, lr: float, stage: str) -> Record:
+        losses = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"stage {stage}, step {step}: the loss {name} is {value}; lower {stage}.lr, or use precision 32, "
+                    "and go on from the last checkpoint with --resume"
+                )
+        speed = self.batches * self.options.batch_size / max(1e-9, time.perf_counter() - self.since)
+        self.reset()
+        return Record(step, steps, losses, lr, speed)

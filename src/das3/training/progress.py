@@ -1,0 +1,83 @@
+"""What a person sees while das3 works: a live display on a terminal, else a line now and then, nothing if quiet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from das3.training.loop import Record
+
+__all__ = ["Display"]
+
+T = TypeVar("T")
+
+
+class Display:
+    """Progress of one run. Use as a context manager.
+
+    Args:
+        quiet: show nothing.
+        interval: seconds between two lines where the output is no terminal.
+    """
+
+    def __init__(self, *, quiet: bool = False, interval: float = 10.0) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self.interval, self.spoke = interval, time.monotonic()
+        self.bars = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Display:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def say(self, text: str) -> None:
+        """One lasting line."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
+        """Pass the items through, counting."""
+        for done, item in enumerate(items):
+            self._show(what, done, total, "")
+            yield item
+        self._finish(what)
+
+    def step(self, stage: str, record: Record) -> None:
+        """Show where a stage's training stands."""
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
+        self._show(stage, record.step, record.steps, f"{losses}  {record.images_per_second:.1f} images/s")
+        if record.step == record.steps:
+            self._finish(stage)
+
+    def _show(self, what: str, done: int, total: int, note: str) -> None:
+        if self.console.is_terminal:
+            task = self.tasks.get(what)
+            if task is None:
+                task = self.tasks[what] = self.bars.add_task(what, total=total, note=note)
+            self.bars.update(task, completed=done, total=total, note=note)
+        elif time.monotonic() - self.spoke > self.interval:
+            self.spoke = time.monotonic()
+            self.say(f"{what} {done}/{total}  {note}".rstrip())
+
+    def _finish(self, what: str) -> None:
+        task = self.tasks.pop(what, None)
+        if task is not None:
+            self.bars.remove_task(task)

@@ -1,0 +1,191 @@
+"""Supervised training: the source model, and the oracle, which is the same on the target's labels.
+
+With `advent.py` the one place besides evaluation where labels are read, and no adaptation code imports either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from das3.data.open import open_labelled
+from das3.training.launch import Result, measure_on, open_evaluation, open_model
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from das3.data.images import Images, resize_label
+from das3.data.labels import Labelled
+from das3.data.samples import Sample, Samples
+from das3.errors import RecipeError
+from das3.losses import positive_loss
+from das3.models import save_segmenter
+from das3.recipe import RunOptions
+from das3.segmenter import Segmenter
+from das3.stages import Stage, StageOptions
+from das3.stages.context import StageContext
+from das3.training.loop import make_fabric
+from das3.training.progress import Display
+from das3.training.run import Phase, Run, run_phases
+
+__all__ = ["LabelMaps", "SourceRecipe", "Supervised", "part_of", "run_alone", "train_source", "train_supervised"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SourceRecipe(RunOptions, StageOptions):
+    """Options of a supervised training.
+
+    Attributes:
+        labels: labels of the images, a parallel folder; none for a published data set.
+        steps: optimiser steps.
+        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
+    """
+
+    labels: str | None = None
+    steps: int = 1000
+    lr: float = 2e-3
+    scale: tuple[float, float] = (0.75, 1.5)
+    color: float = 0.2
+
+    def __post_init__(self) -> None:
+        RunOptions.__post_init__(self)
+        StageOptions.__post_init__(self)
+
+
+def part_of(recipe: Any, kind: type[T]) -> T:
+    """The fields of a recipe that a dataclass, one of its bases, has."""
+    return kind(**{f.name: getattr(recipe, f.name) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+class LabelMaps:
+    """Label maps at the images' training size; small sets stay in memory."""
+
+    def __init__(self, labelled: Labelled, sizes: Sequence[tuple[int, int]]) -> None:
+        self.labelled, self.sizes = labelled, sizes
+        self.kept: dict[int, NDArray[np.uint8]] = {}
+
+    def __call__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:
+        """Those of image i, under "labels"."""
+        if i not in self.kept:
+            label = resize_label(self.labelled.label(i), self.sizes[i])
+            if len(self.labelled) > 5000:
+                return {"labels": label}
+            self.kept[i] = label
+        return {"labels": self.kept[i]}
+
+
+class Supervised(Stage[StageOptions]):
+    """Cross-entropy on labels."""
+
+    name = "supervised"
+
+    def __init__(self, options: StageOptions, labelled: Labelled) -> None:
+        super().__init__(options)
+        self.labelled = labelled
+
+    def prepare(self, context: StageContext) -> Samples:
+        """Samples with labels."""
+        return context.samples(self.options, maps=LabelMaps(self.labelled, context.images.sizes()))
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """Plain cross-entropy, as the source model is trained in the paper."""
+        return {"cross_entropy": positive_loss(segmenter(batch["image"]), batch["labels"])}
+
+
+def train_supervised(
+    segmenter: Segmenter,
+    labelled: Labelled,
+    recipe: SourceRecipe,
+    *,
+    evaluation: Labelled | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    name: str = "supervised",
+) -> Result:
+    """Train a segmenter in place on labelled images, into the run folder `recipe.out`.
+
+    Args:
+        segmenter: with random weights for a source model, with the source's for an oracle.
+        labelled: images and labels.
+        recipe: the options.
+        evaluation: labelled images to measure on, before and after.
+        resume: go on where the run stopped.
+        quiet: show no progress.
+        name: of the row in summary.json.
+
+    Raises:
+        RecipeError, DataError, ModelError: before training, if something does not fit.
+    """
+    labelled.check(sample=32)
+    phase = Phase(name, lambda: Supervised(part_of(recipe, StageOptions), labelled))
+    return run_alone(phase, segmenter, labelled.images, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
+
+
+def run_alone(
+    phase: Phase,
+    segmenter: Segmenter,
+    images: Images,
+    recipe: RunOptions,
+    *,
+    evaluation: Labelled | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    measure_every: int = 0,
+) -> Result:
+    """Train a segmenter in place by one phase on images, into the run folder `recipe.out`.
+
+    Args:
+        phase: which stage, and what its row is called.
+        segmenter, recipe, evaluation, resume, quiet: as of `train_supervised`.
+        images: at any size.
+        measure_every: as of `das3.adapt`.
+
+    Raises:
+        RecipeError: if no folder is named or it holds another run.
+    """
+    if recipe.out is None:
+        raise RecipeError("--out is missing; name a folder for the run")
+    fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
+    fabric.launch()
+    run = Run(Path(recipe.out), recipe, resume=resume)
+    with Display(quiet=quiet) as display:
+        display.say(segmenter.describe())
+        images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+        outcome = run_phases(
+            run,
+            fabric,
+            segmenter,
+            images,
+            [phase],
+            measure=measure_on(evaluation, display),
+            display=display,
+            measure_every=measure_every,
+        )
+    segmenter.to("cpu").eval()
+    if fabric.is_global_zero:
+        save_segmenter(segmenter, run.folder / "model")
+    return Result(segmenter.model, segmenter, run.write_summary(outcome.rows), None, run.folder)
+
+
+def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False) -> Result:
+    """Train a source model on a folder of images and a folder of labels; what `das3 train-source` does.
+
+    Raises:
+        RecipeError, DataError, ModelError: before training, if something does not fit.
+    """
+    for option in ("images", "out"):
+        if getattr(recipe, option) is None:
+            raise RecipeError(f"--{option} is missing; see `das3 train-source --help`")
+    labelled = open_labelled(
+        recipe.images, recipe.labels, recipe.classes, class_map=recipe.class_map, num_classes=recipe.num_classes
+    )
+    recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
+    torch.manual_seed(recipe.seed)
+    segmenter = open_model(recipe, recipe.model or "das3:small")
+    evaluation = open_evaluation(recipe, segmenter)
+    return train_supervised(segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet)

@@ -1,0 +1,70 @@
+"""Averages of weights against their definition."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from das3.ema import ExponentialMovingAverage, copy_weights, interpolate_weights
+
+
+def networks(count):
+    for i in range(count):
+        torch.manual_seed(i)
+        network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        network(torch.rand(2, 3, 8, 8))
+        yield network
+
+
+def test_even_at_first_then_exponential():
+    average = ExponentialMovingAverage(next(networks(1)), 0.75)
+    expected = None
+    for step, network in enumerate(networks(8), 1):
+        average.update(network)
+        weight = network[0].weight.detach().double().numpy()
+        share = max(0.25, 1 / step)
+        expected = weight if expected is None else (1 - share) * expected + share * weight
+        np.testing.assert_allclose(average.values["0.weight"], expected, rtol=1e-5, atol=1e-7)
+    assert average.values["1.num_batches_tracked"] == 1
+
+
+def test_what_stays_equal_stays_bit_equal():
+    network = next(networks(1))
+    average = ExponentialMovingAverage(network, 0.9)
+    for _ in range(20):
+        average.update(network)
+    assert all(torch.equal(value, average.values[name]) for name, value in network.state_dict().items())
+
+
+def test_it_goes_on_where_it_stopped():
+    whole, first, second = (ExponentialMovingAverage(next(networks(1)), 0.8) for _ in range(3))
+    for step, network in enumerate(networks(6)):
+        whole.update(network)
+        (first if step < 3 else second).update(network)
+        if step == 2:
+            second.load_state_dict(first.state_dict())
+    target = next(networks(1))
+    second.copy_to(target)
+    assert all(torch.equal(value, whole.values[name]) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+def test_a_share_of_the_weights_before_stays(keep):
+    network, other = networks(2)
+    before, after = copy_weights(network), copy_weights(other)
+    network.load_state_dict(other.state_dict())
+    interpolate_weights(network, before, keep)
+    for name, value in network.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            assert value == after[name]
+        else:
+            expected = keep * before[name].double().numpy() + (1 - keep) * after[name].double().numpy()
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_copy_stays_when_the_network_is_trained():
+    network = next(networks(1))
+    before = copy_weights(network)
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    torch.testing.assert_close(before["0.weight"] + 1, network[0].weight)

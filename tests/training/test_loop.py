@@ -1,0 +1,164 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from das3.stages.options import LoopOptions
+from torch import nn
+
+from das3.data.samples import Augmentation, Samples
+from das3.errors import RecipeError, TrainingError
+from das3.losses import positive_loss
+from das3.segmenter import Segmenter
+from das3.stages import Stage, StageOptions
+from das3.training.loop import learning_rate, make_fabric, step_seed, train
+
+
+class Supervised(Stage[StageOptions]):
+    name = "supervised"
+
+    def loss(self, segmenter, batch):
+        return {"cross_entropy": positive_loss(segmenter(batch["image"]), batch["labels"])}
+
+
+class Diverging(Supervised):
+    def loss(self, segmenter, batch):
+        return {"diverging": segmenter(batch["image"]).sum() * float("nan")}
+
+
+class Labels:
+    def __call__(self, i):
+        return {"labels": np.tile(np.arange(16, dtype=np.uint8) % 3, (16, 1))}
+
+
+def tiny(norm=True):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(0.1)]
+    return Segmenter(nn.Sequential(*layers, nn.Conv2d(8, 3, 1)), example_size=(16, 16))
+
+
+def samples(seed=0):
+    images = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(6)]
+    return Samples(images, Augmentation((16, 16), color=0.2), seed=(seed,), maps=Labels())
+
+
+def fit(segmenter, options, stage_options, stage=Supervised, **kwargs):
+    fabric = make_fabric("cpu", "32")
+    train(fabric, segmenter, stage(stage_options), samples(), options, seed=(0, 0), **kwargs)
+    return segmenter.state_dict()
+
+
+def test_it_learns():
+    records = []
+    options = StageOptions(steps=60, lr=1e-2)
+    fit(tiny(), LoopOptions(batch_size=4, log_every=10), options, report=records.append)
+    assert [r.step for r in records] == [10, 20, 30, 40, 50, 60]
+    assert records[-1].losses["cross_entropy"] < records[0].losses["cross_entropy"]
+    assert all(r.images_per_second > 0 for r in records)
+
+
+def test_accumulated_batches_equal_one_large_batch():
+    """Without batch norm and dropout, two batches of 4 are one of 8."""
+    results = []
+    for sizes in ({"batch_size": 8}, {"batch_size": 4, "accumulate": 2}):
+        segmenter = tiny(norm=False)
+        segmenter.model[3].p = 0.0
+        # Adam would blow rounding up where a gradient is almost 0.
+        results.append(fit(segmenter, LoopOptions(optimizer="sgd", **sizes), StageOptions(steps=5, lr=1e-2)))
+    for key in results[0]:
+        torch.testing.assert_close(results[0][key], results[1][key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "target"])
+def test_held_norm_layers_keep_their_statistics(mode):
+    segmenter = tiny()
+    before = segmenter.model[1].running_mean.clone()
+    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, norm=mode))
+    assert torch.equal(segmenter.model[1].running_mean, before)
+    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, norm="batch"))
+    assert not torch.equal(segmenter.model[1].running_mean, before)
+
+
+def test_parameters_that_came_frozen_stay_so():
+    segmenter = tiny()
+    segmenter.model[1].requires_grad_(False)
+    before = segmenter.model[1].weight.clone()
+    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, lr=0.1))
+    assert torch.equal(segmenter.model[1].weight, before)
+    assert not segmenter.model[1].weight.requires_grad
+    assert segmenter.model[0].weight.requires_grad
+
+
+def test_a_network_put_away_for_inference_is_trained_all_the_same():
+    segmenter = tiny().requires_grad_(False)
+    before = segmenter.model[0].weight.clone()
+    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, lr=0.1))
+    assert not torch.equal(segmenter.model[0].weight, before)
+    assert not any(p.requires_grad for p in segmenter.parameters())
+
+
+def test_the_classifiers_rate():
+    segmenter = tiny()
+    before = segmenter.model[4].weight.clone()
+    fit(segmenter, LoopOptions(batch_size=2, weight_decay=0.0), StageOptions(steps=3, lr=0.1, head_lr_factor=0.0))
+    assert torch.equal(segmenter.model[4].weight, before)
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    with pytest.raises(TrainingError, match=r"diverging.*supervised\.lr"):
+        fit(tiny(), LoopOptions(batch_size=2, log_every=2), StageOptions(steps=4), Diverging)
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    rates = [learning_rate(s, 100, warmup=0.1, power=0.9) for s in range(101)]
+    assert rates[0] == pytest.approx(0.1, rel=0.01)
+    assert max(rates) == rates[9]
+    assert all(a > b for a, b in pairwise(rates[9:]))
+    assert rates[100] == 0
+    assert rates[50] == pytest.approx(0.5**0.9)
+
+
+def test_seeds_of_steps_differ_and_repeat():
+    seeds = [step_seed((s, p), n) for s in range(3) for p in range(3) for n in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert step_seed((1, 2), 3) == step_seed((1, 2), 3)
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_sgd_and_clipping():
+    segmenter = tiny()
+    before = {k: v.clone() for k, v in segmenter.state_dict().items()}
+    fit(
+        segmenter,
+        LoopOptions(batch_size=2, optimizer="sgd", clip=1e-9, weight_decay=0.0),
+        StageOptions(steps=2, lr=0.1),
+    )
+    for name, parameter in segmenter.named_parameters():
+        assert (parameter - before[name]).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"accumulate": 0}, {"warmup": 2.0}, {"optimizer": "lbfgs"}, {"clip": -1.0}, {"workers": -1}],
+)
+def test_loop_options_are_checked(wrong):
+    with pytest.raises(RecipeError, match=next(iter(wrong))):
+        LoopOptions(**wrong)
+
+
+def test_devices_are_checked():
+    with pytest.raises(RecipeError, match="quantum"):
+        make_fabric("quantum")
+    with pytest.raises(RecipeError, match="precision"):
+        make_fabric("cpu", "8")
+
+
+def test_mixed_precision_on_the_cpu():
+    records = []
+    fabric = make_fabric("cpu", "bf16")
+    segmenter = tiny()
+    stage = Supervised(StageOptions(steps=2))
+    train(fabric, segmenter, stage, samples(), LoopOptions(batch_size=2), seed=(0,), report=records.append)
+    assert math.isfinite(records[-1].losses["cross_entropy"])
+    assert all(p.dtype == torch.float32 for p in segmenter.parameters())

@@ -1,0 +1,230 @@
+"""Runs that are killed, and go on, end with the weights of a run that never stopped."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import worlds
+from das3.api import adapt
+from das3.errors import RecipeError, TrainingError
+from das3.models import load_segmenter
+from das3.training.checkpoints import load_checkpoint, save_checkpoint
+from das3.training.supervised import SourceRecipe, train_source
+
+STEPS = 12
+OPTIONS = {
+    "checkpoint_every": 3,
+    "log_every": 2,
+    "device": "cpu",
+    "stages": ["match", "align", "selftrain", "propagate"],
+    "match": {"steps": STEPS, "gain": -1.0},
+    "align": {"steps": STEPS, "memory": 0.5},
+    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2},
+    "propagate": {"steps": STEPS, "blur": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    source = worlds.write_world(root / "source", "source")
+    worlds.write_world(root / "target", "target")
+    train_source(
+        SourceRecipe(
+            images=str(source / "images"),
+            labels=str(source / "labels"),
+            out=str(root / "trained"),
+            steps=20,
+            device="cpu",
+            model_args={"width": 8},
+        ),
+        quiet=True,
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """The run that never stopped."""
+    result = adapt(world / "trained", world / "target" / "images", out=world / "whole", quiet=True, **OPTIONS)
+    return result.model.state_dict()
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different
+
+
+def test_two_runs_are_bit_equal(world, whole, tmp_path):
+    again = adapt(world / "trained", world / "target" / "images", out=tmp_path / "run", quiet=True, **OPTIONS)
+    assert_equal(again.model.state_dict(), whole)
+
+
+def test_another_seed_differs(world, whole, tmp_path):
+    options = {**OPTIONS, "seed": 1}
+    other = adapt(world / "trained", world / "target" / "images", out=tmp_path / "run", quiet=True, **options)
+    assert any(not torch.equal(a, b) for a, b in zip(other.model.state_dict().values(), whole.values(), strict=True))
+
+
+def command(world, out, *extra):
+    recipe = out.parent / "recipe.yaml"
+    recipe.write_text(json.dumps(OPTIONS))
+    model, images = world / "trained", world / "target" / "images"
+    return [
+        *(sys.executable, "-m", "das3", "adapt", "--recipe", str(recipe)),
+        *("--model", str(model), "--images", str(images), "--out", str(out), *extra),
+    ]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def lines_of(out):
+    path = out / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def start(*arguments):
+    """Begin a run that heeds Ctrl-C, which a shell's background jobs and all they start are told to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # not inherited, as an ignored signal is
+    try:
+        return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("how", "phases"), [(signal.SIGKILL, range(5)), (signal.SIGINT, [3])])
+def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
+    """One run, killed once in each phase after a random number of reports, resumed each time."""
+    rng, out = random.Random(time.time()), tmp_path / "run"
+    extra = []
+    for phase in phases:
+        process = start(world, out, *extra)
+        reports = rng.randint(1, STEPS // 2 - 1)
+
+        def reached(phase=phase, reports=reports):
+            entries = [json.loads(line) for line in lines_of(out) if line.endswith("}")]
+            return sum(e["phase"] == phase for e in entries) >= reports
+
+        wait_for(reached, process)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(how)
+        error = process.communicate(timeout=60)[1]
+        if how == signal.SIGINT:
+            assert process.returncode == 130, error
+            assert "--resume" in error
+            assert "Traceback" not in error
+        else:
+            assert process.returncode == -signal.SIGKILL
+        extra = ["--resume"]
+    subprocess.run(command(world, out, "--resume", "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    assert_equal(load_segmenter(out).model.state_dict(), whole)
+    steps = [(e["phase"], e["step"]) for e in map(json.loads, lines_of(out))]
+    assert steps == sorted(set(steps))
+    names = [row["name"] for row in json.loads((out / "summary.json").read_text())["stages"]]
+    assert names == ["source", "match", "align", "selftrain", "selftrain-2", "propagate"]
+
+
+def test_a_run_lets_a_stage_finish(world, tmp_path):
+    """What is handed on lies halfway between what entered the stage and what it would be without keeping any."""
+    found = {}
+    for keep in (0.0, 0.5):
+        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "keep": keep}}
+        result = adapt(world / "trained", world / "target" / "images", out=tmp_path / str(keep), quiet=True, **options)
+        found[keep] = dict(result.model.named_parameters())
+    entered = dict(load_segmenter(world / "trained").model.named_parameters())
+    for name, value in found[0.5].items():
+        torch.testing.assert_close(value, (entered[name] + found[0.0][name]) / 2)
+    assert any(not torch.equal(found[0.0][name], found[0.5][name]) for name in entered)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, monkeypatch, how):
+    """torch.save would turn it into a RuntimeError about a file that can't be written."""
+    path, before = tmp_path / "last.pt", signal.signal(how, signal.default_int_handler)
+
+    class Interrupting:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            signal.raise_signal(how)
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    save = torch.save
+    monkeypatch.setattr("torch.save", lambda state, file: save(state, Interrupting(file)))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(path, {"step": 3, "weights": torch.ones(1000)})
+        assert signal.getsignal(how) is signal.default_int_handler
+    finally:
+        signal.signal(how, before)
+    assert load_checkpoint(path)["step"] == 3
+
+
+def test_killed_while_labelling(world, whole, tmp_path):
+    out = tmp_path / "run"
+    process = start(world, out)
+    labels = out / "work" / "2-selftrain" / "labels"
+    wait_for(lambda: labels.is_dir() and any(labels.iterdir()), process)
+    process.kill()
+    process.communicate()
+    subprocess.run(command(world, out, "--resume", "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    assert_equal(load_segmenter(out).model.state_dict(), whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(world, whole, tmp_path):
+    out = tmp_path / "run"
+    arguments = (world / "trained", world / "target" / "images")
+    adapt(*arguments, out=out, quiet=True, **OPTIONS)
+    before = (out / "model" / "model.safetensors").read_bytes()
+    again = adapt(*arguments, out=out, quiet=True, resume=True, **OPTIONS)
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    assert_equal(again.model.state_dict(), whole)
+    assert again.pseudo_labels is not None
+    assert set(again.pseudo_labels[0]) >= {"labels"}
+
+
+def test_a_run_folder_is_never_overwritten(world, tmp_path):
+    arguments = (world / "trained", world / "target" / "images")
+    options = {"stages": ["bn"], "quiet": True, "device": "cpu"}
+    adapt(*arguments, out=tmp_path / "run", **options)
+    with pytest.raises(RecipeError, match="--resume"):
+        adapt(*arguments, out=tmp_path / "run", **options)
+    with pytest.raises(RecipeError, match="seed=0, not 1"):
+        adapt(*arguments, out=tmp_path / "run", resume=True, seed=1, **options)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(RecipeError, match="not empty"):
+        adapt(*arguments, out=tmp_path / "other", **options)
+
+
+def test_a_damaged_checkpoint_is_named(world, tmp_path):
+    arguments = (world / "trained", world / "target" / "images")
+    options = {"stages": ["bn"], "quiet": True, "device": "cpu"}
+    adapt(*arguments, out=tmp_path / "run", **options)
+    (tmp_path / "run" / "checkpoints" / "last.pt").write_bytes(b"noise")
+    with pytest.raises(TrainingError, match=r"last\.pt"):
+        adapt(*arguments, out=tmp_path / "run", resume=True, **options)
+
+
+def test_environment_does_not_decide(world, whole, tmp_path):
+    """Worker processes see the same samples."""
+    arguments = (world / "trained", world / "target" / "images")
+    result = adapt(*arguments, out=tmp_path / "run", quiet=True, workers=2, **OPTIONS)
+    assert_equal(result.model.state_dict(), whole)
