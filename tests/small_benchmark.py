@@ -9,7 +9,6 @@ from torch import Tensor
 
 import worlds
 from das3.benchmark.cell import Cell
-from das3.benchmark.grid import grid
 from das3.models import load_segmenter
 
 METHODS = ("bn", "das3", "align+selftrain")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from das3.data.open import open_images, open_labelled
 from torch import nn
 
 import das3
 import worlds
+from das3.data.open import open_images, open_labelled
 
 QUICK = {"quiet": True, "device": "cpu", **{s: {"steps": 2} for s in ("align", "selftrain", "propagate")}}
 

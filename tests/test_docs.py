@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from das3.registry import find_stage
 from torch import nn
 
 import worlds
 from das3.api import adapt
 from das3.cli import main
 from das3.models import load_segmenter, save_segmenter
+from das3.registry import find_stage
 
 PAGE = Path(__file__).parents[1] / "docs" / "add_a_method.md"
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from das3.data.open import open_images
 from PIL import Image
 from torch import nn
 
+from das3.data.open import open_images
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
 from das3.training.loop import make_fabric

@@ -1,14 +1,18 @@
-"""Averages of a network's weights: what a stage hands on is steadier than the weights of its last step."""
+"""Averages of a network's weights over time and between two networks; teachers that follow a student."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExponentialMovingAverage", "interpolate_weights", "copy_weights"]
+__all__ = ["ExponentialMovingAverage", "copy_weights", "ema_update", "frozen_copy", "interpolate_weights"]
+
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class ExponentialMovingAverage:
@@ -60,17 +64,38 @@ def copy_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def interpolate_weights(network: nn.Module, before: Mapping[str, Tensor], keep: float) -> None:
-    """weights ← keep · before + (1 − keep) · weights, norm statistics alike; counters stay as they are.
+def interpolate_weights(network: nn.Module, incoming: Mapping[str, Tensor], source_weight: float) -> None:
+    """weights ← w · incoming + (1 − w) · weights, norm statistics alike; counters stay as they are.
 
     Args:
-        network: trained from `before`; changed.
-        before: its weights before that, see `copy_weights`.
-        keep: in [0, 1].
+        network: trained from `incoming`; changed.
+        incoming: its weights before that, see `copy_weights`.
+        source_weight: w in [0, 1].
 
     Source: WiSE-FT (Wortsman et al., CVPR 2022), for models that are fine-tuned: what they could do before and what
     they have learnt add up along the line between both.
     """
     for name, value in network.state_dict().items():
         if value.dtype.is_floating_point:
-            value.lerp_(before[name], keep)
+            value.lerp_(incoming[name], source_weight)
+
+
+def frozen_copy(network: ModuleT) -> ModuleT:
+    """A copy in evaluation mode that nothing trains."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """teacher ← decay · teacher + (1 − decay) · student; norm statistics are taken over.
+
+    Args:
+        teacher, student: of the same architecture; the teacher is changed.
+        decay: in [0, 1].
+
+    Source: Tarvainen & Valpola (NeurIPS 2017), mean teacher.
+    """
+    for kept, now in zip(teacher.parameters(), student.parameters(), strict=True):
+        kept.lerp_(now, 1 - decay)
+    for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        old.copy_(new)

@@ -13,17 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from das3.losses import normalized_entropy
-
 __all__ = [
+    "IGNORE_INDEX",
     "diversity_loss",
+    "entropy_of_probs",
     "focal_entropy_loss",
     "masked_mean",
     "mean_prediction",
+    "mutual_information",
     "negative_loss",
+    "normalized_entropy",
     "pairwise_loss",
     "positive_loss",
 ]
+
+IGNORE_INDEX = 255
+"""Class id of pixels that do not count, as in the field's data sets and label files."""
 
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """Rows and columns from a pixel to half of its neighbours; the other half are theirs."""
@@ -31,6 +36,27 @@ _DARK = 0.05
 """Added to colours before their logarithm: below it there is more noise than light."""
 _REACHES = (1, 3)
 """How far away, in pixels of half resolution, those are that a pixel is compared with."""
+
+
+def normalized_entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) per pixel, divided by log C.
+
+    Args:
+        logits: B×C×…, any floating dtype; computed in float32 or better, since p log p loses small p in half precision.
+
+    Returns:
+        B×… in [0, 1], float32 (float64 for float64 input).
+
+    Source: DAS3 (arXiv 2106.11653), H(p) = −Σ_c p_c log p_c / log C.
+    """
+    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    log_probs = F.log_softmax(logits, dim=1)
+    return -(log_probs.exp() * log_probs).sum(dim=1) / math.log(logits.shape[1])
+
+
+def entropy_of_probs(probs: Tensor) -> Tensor:
+    """The same from probabilities B×C×… (zeros allowed: 0 log 0 = 0); no gradient is meant to pass."""
+    return -torch.xlogy(probs, probs).sum(dim=1) / math.log(probs.shape[1])
 
 
 def focal_entropy_loss(
@@ -56,12 +82,12 @@ def focal_entropy_loss(
     return alpha * masked_mean((focus.detach() if detach_focus else focus) * entropy, valid)
 
 
-def mean_prediction(logits: Tensor, *, a: float = 3.0, valid: Tensor | None = None) -> Tensor:
+def mean_prediction(logits: Tensor, *, entropy_weight: float = 3.0, valid: Tensor | None = None) -> Tensor:
     """Mean prediction p̄ in which sure pixels weigh more.
 
     Args:
         logits: B×C×H×W.
-        a: ≥ 0, steepness of the weight w_i = exp(−a H_i), through which no gradient passes.
+        entropy_weight: a ≥ 0, steepness of the weight w_i = exp(−a H_i), through which no gradient passes.
         valid: boolean B×H×W, or None for all pixels.
 
     Returns:
@@ -70,7 +96,7 @@ def mean_prediction(logits: Tensor, *, a: float = 3.0, valid: Tensor | None = No
     Source: DAS3, p̄ = Σ_i w_i p_i / N of the weighted diversity loss.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    weight = torch.exp(-a * normalized_entropy(logits.detach()))
+    weight = torch.exp(-entropy_weight * normalized_entropy(logits.detach()))
     probs = logits.softmax(dim=1)
     if valid is None:
         return torch.einsum("bhw,bchw->c", weight, probs) / weight.numel()
@@ -97,7 +123,9 @@ def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
     return loss / math.log(mean.numel())
 
 
-def positive_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, ignore_index: int = 255) -> Tensor:
+def positive_loss(
+    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
     """Cross-entropy on the pixels that have a positive pseudo label.
 
     Args:
@@ -222,3 +250,19 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
         return values.mean()
     # where(), not a product: an invalid pixel's NaN must not reach the sum.
     return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
+
+
+def mutual_information(means: Tensor, entropies: Tensor) -> float:
+    """Mutual information of image and class in a model's predictions, as a share of log C: in [0, 1] but for rounding.
+
+    It is large where the model is sure of each pixel and predicts all classes.
+
+    Args:
+        means: N×C mean predictions of N images.
+        entropies: the N images' mean entropies, as shares of log C.
+
+    Source: Bridle et al. (1991); Shi and Sha (ICML 2012) choose among adapted models by it, without labels.
+    """
+    mean = means.double().mean(dim=0)
+    marginal = -torch.xlogy(mean, mean).sum().item() / math.log(mean.numel())
+    return marginal - entropies.double().mean().item()

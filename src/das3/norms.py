@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
-    "NormMode",
+    "BatchNormMode",
     "batch_norms",
     "held_running_statistics",
     "needs_reestimation",
@@ -20,13 +20,13 @@ __all__ = [
     "set_norm_mode",
 ]
 
-NormMode = Literal["batch", "target", "frozen"]
+BatchNormMode = Literal["batch", "target", "frozen"]
 """How a stage runs its batch-norm layers: on each batch's statistics ("batch"), on statistics re-estimated over the
 target images before the stage and then held ("target"), or on the ones it was given ("frozen"). Layers without running
 statistics (group and layer norm) are not concerned. Where "batch" starts from, see `needs_reestimation`."""
 
 
-def needs_reestimation(mode: NormMode, earlier: Sequence[NormMode]) -> bool:
+def needs_reestimation(mode: BatchNormMode, earlier: Sequence[BatchNormMode]) -> bool:
     """Whether statistics are to be re-estimated before a stage in this mode, after stages in the `earlier` modes.
 
     They are the source's until a stage has run on the target. Training on batches then leaves statistics that fit its
@@ -41,7 +41,7 @@ def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
     return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
 
 
-def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
+def set_norm_mode(module: nn.Module, mode: BatchNormMode) -> None:
     """Put the batch-norm layers of a network that is in train() into `mode`; call it after every train()."""
     for norm in batch_norms(module):
         norm.train(mode == "batch")
@@ -50,12 +50,14 @@ def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
 @contextmanager
 def held_running_statistics(module: nn.Module) -> Iterator[None]:
     """What is run within does not move the running statistics."""
-    kept = [(norm, norm.momentum) for norm in batch_norms(module)]
-    for norm, _ in kept:
+    momenta = [(norm, norm.momentum) for norm in batch_norms(module)]
+    for norm, _ in momenta:
         norm.momentum = 0.0
-    yield
-    for norm, momentum in kept:
-        norm.momentum = momentum
+    try:
+        yield
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def restored_running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, blend: float = 1.0) -> None:
+def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, target_weight: float = 1.0) -> None:
     """Replace the batch-norm statistics by their mean over target images.
 
     Everything but the norm layers runs as in evaluation, so dropout does not disturb the statistics.
@@ -78,7 +80,7 @@ def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, blend: float 
     Args:
         segmenter: called on each batch; a network without batch norm is left alone.
         batches: B×3×H×W images in [0, 1].
-        blend: in [0, 1]; share of the new statistics, the rest stays with the old.
+        target_weight: in [0, 1]; share of the new statistics, the rest stays with the old.
 
     Source: BN re-estimation (Li et al., AdaBN, 2016); blending after Schneider et al. (NeurIPS 2020).
     """
@@ -98,6 +100,6 @@ def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, blend: float 
         norm.momentum = momentum
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_mean.lerp_(mean, 1 - blend)
-        norm.running_var.lerp_(var, 1 - blend)
+        norm.running_mean.lerp_(mean, 1 - target_weight)
+        norm.running_var.lerp_(var, 1 - target_weight)
     segmenter.train(was_training)

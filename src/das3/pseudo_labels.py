@@ -10,25 +10,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["adjusted", "class_thresholds", "negative_labels", "pack_negatives", "positive_labels", "unpack_negatives"]
+from das3.losses import IGNORE_INDEX
+
+__all__ = [
+    "adjust_posteriors",
+    "class_thresholds",
+    "negative_labels",
+    "pack_negatives",
+    "positive_labels",
+    "unpack_negatives",
+]
 
 
-def adjusted(probs: Tensor, layout: Tensor, underprediction_ratio: Tensor, *, balance: float, place: float) -> Tensor:
-    """Probabilities adjusted to what the model makes of all images: p_c (π_c(x) / π_c)^place s_c^balance.
+def adjust_posteriors(
+    probs: Tensor,
+    spatial_prior: Tensor,
+    underprediction_ratio: Tensor,
+    *,
+    class_balance: float,
+    spatial_prior_weight: float,
+) -> Tensor:
+    """Probabilities adjusted to the model's predictions for all images: p_c (π_c(x) / π_c)^w s_c^b.
 
-    The largest p_c marks few pixels of a rare class wherever a model is in doubt, and training on such labels makes it
-    rarer with every round: `balance` counts a class for more that wins fewer pixels than its mean prediction says it
-    should. One that gets its due, however rare, is left alone. A model in doubt also sees sky below and road above,
-    which its predictions for all images together show to be unlikely: `place` counts a class for more where it is
-    usual. Where every place is alike, as in textures, that changes nothing.
+    Where a model is in doubt, a rare class rarely has the largest probability, and training on such labels makes it
+    rarer with every round. `class_balance` (b) raises a class that wins fewer pixels than its mean probability says;
+    one that wins as many, however rare, is left alone. `spatial_prior_weight` (w) raises a class where in the images it is
+    usually predicted: a model in doubt may see sky below and road above. Where every place is alike, as in textures,
+    that changes nothing.
 
     Args:
         probs: C×H×W probabilities of one image.
-        layout: C×h×w shares > 0, the model's mean prediction by place, see `das3.stages.priors.ClassPriors`; π_c(x) is
-            interpolated, π_c is its mean.
-        underprediction_ratio: C, s_c > 0: its mean prediction over the share of pixels that the class wins, see there.
-        balance: in [0, 1]; 0 leaves every class as it is.
-        place: at least 0; 0 leaves places out of account, 1 is Bayes' rule.
+        spatial_prior: C×h×w shares > 0, see `das3.stages.priors.ClassPriors`; π_c(x) is interpolated, π_c is its mean.
+        underprediction_ratio: C, s_c > 0, see there.
+        class_balance: in [0, 1]; 0 leaves every class as it is.
+        spatial_prior_weight: at least 0; 0 leaves places out of account, 1 is Bayes' rule.
 
     Returns:
         C×H×W of sum 1 per pixel.
@@ -37,24 +52,24 @@ def adjusted(probs: Tensor, layout: Tensor, underprediction_ratio: Tensor, *, ba
     Neural Computation 2002), here with a prior per place; class-balanced self-training (Zou et al., ECCV 2018) takes
     its spatial priors from the source's labels, which we do not have.
     """
-    if not (balance or place):
+    if not (class_balance or spatial_prior_weight):
         return probs
-    usual = layout.mean(dim=(1, 2), keepdim=True)
-    factor = (layout / usual) ** place
+    usual = spatial_prior.mean(dim=(1, 2), keepdim=True)
+    factor = (spatial_prior / usual) ** spatial_prior_weight
     factor = F.interpolate(factor[None], size=probs.shape[-2:], mode="bilinear", align_corners=False)[0]
-    probs = probs * factor * underprediction_ratio.view(-1, 1, 1) ** balance
+    probs = probs * factor * underprediction_ratio.view(-1, 1, 1) ** class_balance
     return probs / probs.sum(dim=0)
 
 
 def class_thresholds(
-    confidence: Tensor, prediction: Tensor, *, share: float, num_classes: int, valid: Tensor | None = None
+    confidence: Tensor, prediction: Tensor, *, top_fraction: float, num_classes: int, valid: Tensor | None = None
 ) -> Tensor:
-    """λ_c of one image: the confidence that the surest `share` of the pixels predicted as c reach.
+    """λ_c of one image: the confidence that the surest `top_fraction` of the pixels predicted as c reach.
 
     Args:
         confidence: H×W (any shape) maximum probabilities.
         prediction: integer class ids of the same shape.
-        share: K in (0, 1]; at least one pixel of each predicted class is kept.
+        top_fraction: K in (0, 1]; at least one pixel of each predicted class is kept.
         num_classes: C.
         valid: boolean, pixels that count; None for all.
 
@@ -63,8 +78,8 @@ def class_thresholds(
 
     Source: DAS3, positive pseudo labels. Two sorts on the device for all classes together, no loop and no histogram.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
+    if not 0 < top_fraction <= 1:
+        raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}")
     if valid is not None:
         confidence, prediction = confidence[valid], prediction[valid]
     confidence, order = confidence.flatten().sort(descending=True)
@@ -73,7 +88,7 @@ def class_thresholds(
     by_class = prediction.sort(stable=True).indices
     counts = torch.bincount(prediction.long(), minlength=num_classes)
     # The slack keeps 0.1 × 30 = 3.0000000000000004 from counting as 4 pixels.
-    kept = torch.ceil(counts.double() * share - 1e-6).long().clamp(min=1)
+    kept = torch.ceil(counts.double() * top_fraction - 1e-6).long().clamp(min=1)
     position = counts.cumsum(0) - counts + kept - 1
     thresholds = confidence.new_full((num_classes,), torch.inf)
     present = counts > 0
@@ -81,12 +96,14 @@ def class_thresholds(
     return thresholds
 
 
-def positive_labels(probs: Tensor, *, share: float, valid: Tensor | None = None, ignore_index: int = 255) -> Tensor:
+def positive_labels(
+    probs: Tensor, *, top_fraction: float, valid: Tensor | None = None, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
     """Class ids of the pixels that are sure enough for their class in their image.
 
     Args:
         probs: C×H×W probabilities of one image.
-        share: K, see `class_thresholds`. Pixels that tie with the threshold are all kept.
+        top_fraction: K, see `class_thresholds`. Pixels that tie with the threshold are all kept.
         valid: boolean H×W, or None.
         ignore_index: id of pixels without a label.
 
@@ -97,7 +114,9 @@ def positive_labels(probs: Tensor, *, share: float, valid: Tensor | None = None,
     """
     num_classes = probs.shape[0]
     confidence, prediction = probs.max(dim=0)
-    thresholds = class_thresholds(confidence, prediction, share=share, num_classes=num_classes, valid=valid)
+    thresholds = class_thresholds(
+        confidence, prediction, top_fraction=top_fraction, num_classes=num_classes, valid=valid
+    )
     keep = confidence >= thresholds[prediction]
     if valid is not None:
         keep &= valid

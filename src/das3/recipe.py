@@ -9,6 +9,7 @@ import re
 from argparse import SUPPRESS
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -18,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from das3.errors import RecipeError
+from das3.recipes.old_names import FORMAT, refuse_old_names, up_to_date
 from das3.registry import BASELINES, find_stage, stage_types
 from das3.stages import StageOptions
 from das3.stages.options import LoopOptions
@@ -27,7 +29,7 @@ __all__ = [
     "Recipe",
     "RunOptions",
     "add_options",
-    "filled",
+    "from_namespace",
     "load_recipe",
     "recipe_from",
     "recipe_names",
@@ -127,12 +129,12 @@ class Recipe(RunOptions):
     """Everything about an adaptation run.
 
     Attributes:
-        average: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
+        ema_decay: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
         stages: what is run, in this order.
         options: the stages' options by stage name, as far as they differ from their defaults.
     """
 
-    average: float = 0.97
+    ema_decay: float = 0.97
     stages: tuple[str, ...] = ("align", "selftrain", "propagate")
     options: dict[str, StageOptions] = field(default_factory=dict)
 
@@ -151,7 +153,11 @@ class Recipe(RunOptions):
         """Plain values, every option of the stages that are run included; `recipe_from` reads it back."""
         plain = super().to_dict()
         del plain["options"]
-        return plain | {_key(stage): _plain(asdict(self.options_of(stage))) for stage in dict.fromkeys(self.stages)}
+        return (
+            {"format": FORMAT}
+            | plain
+            | {_key(stage): _plain(asdict(self.options_of(stage))) for stage in dict.fromkeys(self.stages)}
+        )
 
 
 def _key(stage: str) -> str:
@@ -197,7 +203,7 @@ def add_recipe_options(parser: ArgumentParser) -> None:
         add_options(parser, stage.Options, name, listed=stage not in BASELINES)
 
 
-def filled(kind: type[T], parsed: Namespace) -> T:
+def from_namespace(kind: type[T], parsed: Namespace) -> T:
     """An instance of a dataclass from the parsed options that `add_options` declared for it."""
     return kind(**{f.name: _frozen(parsed[f.name]) for f in fields(kind) if f.name in parsed})  # type: ignore[arg-type]
 
@@ -229,14 +235,21 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         where: what to call the source of the values in an error.
 
     Raises:
-        RecipeError: if a name is unknown or a value does not fit.
+        RecipeError: if a name is unknown or out of date, or a value does not fit.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    add_recipe_options(parser)
+    refuse_old_names(values, where)
     try:
-        return recipe_of(parser.parse_object(dict(values)))
+        return recipe_of(_recipe_parser().parse_object({k: v for k, v in values.items() if k != "format"}))
     except ArgumentError as error:
         raise RecipeError(f"{where}: {plain_message(error)}") from error
+
+
+@cache
+def _recipe_parser() -> ArgumentParser:
+    """Building it takes a fraction of a second, so it is built once."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_recipe_options(parser)
+    return parser
 
 
 def plain_message(error: ArgumentError) -> str:
@@ -270,12 +283,12 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
         RecipeError: if there is no such recipe or it is no YAML mapping.
     """
     try:
-        values = yaml.safe_load(recipe_path(source).read_text()) or {}
+        values = yaml.safe_load(recipe_path(source).read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{source} must hold options (name: value), one a line")
-    return values
+    return up_to_date(values, str(source))
 
 
 def recipe_names() -> list[str]:

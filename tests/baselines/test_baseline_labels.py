@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from das3.registry import find_stage
 from torch import nn
 
 import reference
@@ -11,6 +10,7 @@ from das3.baselines.features import features_and_logits
 from das3.baselines.mean_teacher import mix_batch, sure_labels
 from das3.baselines.shot import NearestCentroid
 from das3.errors import ModelError
+from das3.registry import find_stage
 from das3.segmenter import Segmenter
 from das3.stages.thresholds import confidence_histogram, label_above, normalized_labels, thresholds_of
 from reference import B, C, H, W, close, pixels

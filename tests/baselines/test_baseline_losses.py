@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from das3.registry import find_stage
 
 import reference
 from das3.baselines.cbst import confidence_regularizer
@@ -12,6 +11,7 @@ from das3.baselines.ld import complementary_labels
 from das3.baselines.maxsquare import max_square_loss
 from das3.baselines.shot import information_losses
 from das3.baselines.urma import uncertainty_loss
+from das3.registry import find_stage
 from reference import B, C, H, W, close, pixels
 from worlds import context, pointwise
 
@@ -118,4 +118,4 @@ def test_atp_losses(tmp_path, valid, rng):
     assert found["negative"].item() == close(reference.negative(p, p < 0.04, "pooled"))
     assert found["negative"] > 0
     assert kind.Options().keep == 0  # the release hands on what it trained
-    assert kind(kind.Options(pairwise=1.0)).loss(segmenter, batch)["pairwise"] > 0
+    assert kind(kind.Options(pairwise_weight=1.0)).loss(segmenter, batch)["pairwise"] > 0

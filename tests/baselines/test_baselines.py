@@ -6,7 +6,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from das3.registry import find_stage, stage_types
 from jsonargparse import ArgumentParser
 from torch import nn
 
@@ -14,9 +13,10 @@ from das3.baselines.features import features_and_logits, to_grid
 from das3.baselines.urma import Decoders
 from das3.baselines.weak_strong_views import WeakStrongViews
 from das3.data.samples import Augmentation, Samples
-from das3.ema import follow, frozen_copy
+from das3.ema import ema_update, frozen_copy
 from das3.errors import ModelError
 from das3.recipe import Recipe, add_recipe_options, recipe_from, recipe_of
+from das3.registry import find_stage, stage_types
 from das3.segmenter import Segmenter
 from das3.stages.base import parameter_groups
 from reference import close
@@ -46,7 +46,7 @@ def test_a_teacher_follows_and_is_never_trained():
     with torch.no_grad():
         student.model[0].weight += 1
         student.model[1].running_mean += 2
-    follow(teacher, student, keep=0.75)
+    ema_update(teacher, student, source_weight=0.75)
     torch.testing.assert_close(teacher.model[0].weight, before + 0.25)
     assert torch.equal(teacher.model[1].running_mean, student.model[1].running_mean)
 

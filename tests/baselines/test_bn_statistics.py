@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from das3.stages.choose_transform import ConfidenceStatistics
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -19,6 +18,7 @@ from das3.baselines.bn_statistics import (
     running_statistics,
 )
 from das3.norms import batch_norms, reestimate
+from das3.stages.choose_transform import ConfidenceStatistics
 
 values = st.lists(st.floats(-50, 50), min_size=4, max_size=4)
 spreads = st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4)
@@ -124,7 +124,7 @@ def distance(segmenter, images, then):
 
 def matched(shifted, folder, **options):
     segmenter, images = shifted
-    recipe = {"stages": ["match"], "match": {"steps": 30, "lr": 3e-3, **options}, "device": "cpu", "average": 0.0}
+    recipe = {"stages": ["match"], "match": {"steps": 30, "lr": 3e-3, **options}, "device": "cpu", "ema_decay": 0.0}
     return adapt(segmenter, images, out=folder, recipe=recipe, quiet=True).segmenter
 
 

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from das3.registry import find_stage
 from torch import nn
 
 import reference
@@ -14,6 +13,7 @@ from das3.baselines.sfda import attention_kl, attentions, dual_attention, easy_a
 from das3.baselines.sfda_networks import Generator, PatchDiscriminator, reverse
 from das3.errors import ModelError
 from das3.norms import batch_norms
+from das3.registry import find_stage
 from reference import close, pixels
 from worlds import context, network, pointwise
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from benches import bench, weights
-from das3.data.open import open_labelled
-from das3.registry import stage_types
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -27,12 +25,13 @@ from das3.benchmark.advent import (
     self_information,
     train_advent,
 )
-from das3.benchmark.grid import cell, grid
 from das3.benchmark.tables import results_table
+from das3.data.open import open_labelled
 from das3.errors import RecipeError
 from das3.models import load_segmenter
 from das3.norms import batch_norms, set_norm_mode
 from das3.recipe import Recipe
+from das3.registry import stage_types
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
 from das3.training.loop import make_fabric
@@ -201,7 +200,7 @@ def test_pixels_of_the_padding_change_no_loss(world, tmp_path):
 
 def test_a_run_that_was_killed_ends_bit_equal(world, tmp_path, monkeypatch):
     source, target = world
-    loop = {"device": "cpu", "batch_size": 2, "checkpoint_every": 2, "log_every": 1, "average": 0.5}
+    loop = {"device": "cpu", "batch_size": 2, "checkpoint_every": 2, "log_every": 1, "ema_decay": 0.5}
 
     def run(folder, **more):
         recipe = AdventRecipe(steps=5, out=str(tmp_path / folder), **loop)

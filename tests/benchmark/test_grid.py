@@ -9,7 +9,6 @@ import torch
 from benches import METHODS, bench, weights
 from PIL import Image
 
-from das3.benchmark.grid import cell, grid
 from das3.errors import RecipeError
 from das3.models import load_segmenter
 
@@ -109,7 +108,7 @@ def at(path):
 
 def test_what_was_made_with_something_else_is_refused_or_redone(copied, monkeypatch):
     suite, out, rows = copied
-    changed = {"selftrain": {"share": 0.7}}
+    changed = {"selftrain": {"top_fraction": 0.7}}
     with pytest.raises(RecipeError, match=r"das3 was made with recipe\.selftrain\.share=0\.3, not 0\.7 .*--redo"):
         bench(suite, out, options=changed)
     assert (out / "0/das3.json").exists()
@@ -133,14 +132,14 @@ def test_an_option_that_is_off_is_as_one_that_was_not_there_yet(copied, monkeypa
 
     with monkeypatch.context() as finished:
         finished.setattr(benchmark, "_packed", forbidden)  # which is called where a cell is to be run
-        for same in ({"pairwise": "missing"}, {"gone": 0}, {"gone": False}):
+        for same in ({"pairwise_weight": "missing"}, {"gone": 0}, {"gone": False}):
             record(**same)
             assert bench(suite, out) == rows
-    for other, said in (({"share": "missing"}, "share=None, not 0.3"), ({"gone": 2}, "gone=2, not None")):
+    for other, said in (({"top_fraction": "missing"}, "share=None, not 0.3"), ({"gone": 2}, "gone=2, not None")):
         record(**other)
         with pytest.raises(RecipeError, match=said):
             bench(suite, out)
-    record(pairwise="missing")
+    record(pairwise_weight="missing")
     shutil.rmtree(out / "0/align+selftrain")
     (out / "0/align+selftrain.json").unlink()
     monkeypatch.setattr("das3.training.run.train", forbidden)  # its stages are das3's

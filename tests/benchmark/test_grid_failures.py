@@ -13,7 +13,6 @@ import pytest
 import torch
 from benches import bench, here, weights, write_suite
 
-from das3.benchmark.grid import cell, grid
 from das3.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

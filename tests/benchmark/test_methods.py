@@ -1,11 +1,11 @@
 """Methods by name, and what makes them comparable."""
 
 import pytest
-from das3.registry import stage_types
 
 from das3.benchmark.methods import ABLATION, all_methods, find_methods, method_recipe, total_steps, variants
 from das3.errors import RecipeError
 from das3.recipe import Recipe, load_recipe, recipe_from
+from das3.registry import stage_types
 
 
 def test_methods_by_name(tmp_path):
@@ -18,7 +18,7 @@ def test_methods_by_name(tmp_path):
         "shot-im": {"stages": ["shot-im"]},
         "align+propagate": {"stages": ["align", "propagate"]},
         "align.gamma=0": {"align": {"gamma": 0}},
-        "average=0.5": {"average": 0.5},
+        "average=0.5": {"ema_decay": 0.5},
         "mine": {"batch_size": 3, "align": {"gamma": 1.5}},
     }
     with pytest.raises(RecipeError, match="no method is called 'magic'; there are: bn, "):

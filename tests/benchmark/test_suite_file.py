@@ -11,7 +11,6 @@ import pytest
 from benches import context, write_suite
 from PIL import Image
 
-from das3.benchmark.grid import grid
 from das3.benchmark.methods import find_methods, method_recipe
 from das3.benchmark.suite_file import find_suite, load_suite
 from das3.benchmark.suites import SUITES

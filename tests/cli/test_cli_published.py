@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from das3.data.open import open_images
 from PIL import Image
 
 import worlds
 from das3.cli import main
+from das3.data.open import open_images
 from das3.data.published.classes import CITYSCAPES
 from das3.models import load_segmenter, save_segmenter
 from das3.recipe import load_recipe, recipe_from, recipe_names
@@ -267,13 +267,13 @@ def test_memory_is_weights_optimiser_and_what_autograd_saves(context):
         recipe = recipe_from({"stages": ["selftrain"], "batch_size": 1, "crop": [64, 64], **options})
         return dry._fixed_bytes(segmenter, dry.find_stage("selftrain")(recipe.options_of("selftrain")), recipe)
 
-    assert fixed(optimizer="sgd", average=0) == weights + 2 * parameters
-    assert fixed(optimizer="adamw", average=0.9) == 2 * weights + 3 * parameters
+    assert fixed(optimizer="sgd", ema_decay=0) == weights + 2 * parameters
+    assert fixed(optimizer="adamw", ema_decay=0.9) == 2 * weights + 3 * parameters
 
 
 def test_costs_scale_with_pixels_and_weights_stay(context):
     segmenter, images, fabric = context
-    recipe = recipe_from({"stages": ["align"], "batch_size": 2, "crop": [128, 128], "average": 0, "optimizer": "sgd"})
+    recipe = recipe_from({"stages": ["align"], "batch_size": 2, "crop": [128, 128], "ema_decay": 0, "optimizer": "sgd"})
     before = {k: v.clone() for k, v in segmenter.state_dict().items() if "running" not in k and "tracked" not in k}
     whole = dry.stage_cost(recipe, "align", segmenter, images, fabric)
     half = dry.stage_cost(recipe, "align", segmenter, images, fabric, shrink=0.5)

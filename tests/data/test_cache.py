@@ -3,12 +3,12 @@
 import pickle
 
 import numpy as np
-from das3.data.open import open_images, open_labelled
 from PIL import Image
 
 import worlds
 from das3.data.cache import fingerprint, open_packed, pack
 from das3.data.labels import Labelled
+from das3.data.open import open_images, open_labelled
 
 
 def test_packed_images_are_the_resized_ones(tmp_path):

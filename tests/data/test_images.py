@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das3.data.open import open_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from das3.data.images import Images, read_image, resize_image, resize_label, resized_shape
+from das3.data.open import open_images
 from das3.errors import DataError
 from data import trees
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das3.data.open import open_images, open_labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from das3.data.labels import ClassTable, Labelled, read_label
+from das3.data.open import open_images, open_labelled
 from das3.errors import DataError
 
 IDS = np.array([[0, 1, 2, 255], [2, 1, 0, 0], [1, 1, 255, 2]], np.uint8)

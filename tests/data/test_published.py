@@ -9,13 +9,13 @@ import pytest
 from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.helpers.labels import labels as official_labels
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
-from das3.data.open import open_images, open_labelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from das3.data.class_table import ClassTable
 from das3.data.images import Images
 from das3.data.labels import Labelled
+from das3.data.open import open_images, open_labelled
 from das3.data.published import DATASETS, find_published, is_spec, open_published, open_spec
 from das3.data.published.camvid import split_of
 from das3.data.published.cityscapes import POLYGONS

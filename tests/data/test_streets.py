@@ -3,9 +3,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from das3.data.open import open_labelled
 
 import das3.data.streets as module
+from das3.data.open import open_labelled
 from das3.data.streets import CLASS_NAMES, PALETTE, Streets, render
 from das3.data.streets.painter import Painter
 from das3.data.streets.styles import STYLES

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from das3.data.open import open_labelled
 from PIL import Image
 from torch import Tensor, nn
 
 from das3.data.labels import Labelled
+from das3.data.open import open_labelled
 from das3.errors import ModelError
 from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import BoundaryIoU

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from das3.data.open import open_images
-from das3.registry import find_stage
-from das3.stages.choose_transform import ConfidenceStatistics
 from torch import nn
 
 import worlds
+from das3.data.open import open_images
 from das3.input_transforms import COLOR_TRANSFORMS, InputTransform, estimate_illumination
 from das3.norms import reestimate
+from das3.registry import find_stage
 from das3.segmenter import Preprocess, Segmenter
+from das3.stages.choose_transform import ConfidenceStatistics
 from das3.stages.context import StageContext
 from das3.training.loop import make_fabric
 
@@ -52,9 +52,9 @@ def told_by(weights, bias):
     return Segmenter(layers, preprocess=as_it_is, example_size=(16, 16)).eval()
 
 
-def looks_best(context, *, tones=True, zooms=False):
+def looks_best(context, *, color_transforms=True, upscale=False):
     """Name of the best look."""
-    best = context.choose_input_transform(tones=tones, zooms=zooms)
+    best = context._CHOOSE_(color_transforms=tones, upscale=zooms)
     assert (best is context) == (best.look is None)
     return best.look.name if best.look else "plain"
 
@@ -131,17 +131,17 @@ def test_images_are_evenly_lit_where_the_model_is_much_surer_of_them(even, best,
     context = bench_of(tmp_path, told_by(*RED), WHITE)
     assert looks_best(context) == best
     assert tried[:2] == ["plain", "evenly lit"]
-    assert looks_best(context, tones=False, zooms=True) == "plain"
+    assert looks_best(context, color_transforms=False, upscale=True) == "plain"
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
 @pytest.mark.parametrize("tones", [True, False])
 def test_labels_follow_the_best_tone(stage, tones, tmp_path):
-    more = {"share": 1.0} if stage == "selftrain" else {}
-    options = find_stage(stage).Options(tones=tones, zooms=False, balance=0.0, layout=0.0, **more)
+    more = {"top_fraction": 1.0} if stage == "selftrain" else {}
+    options = find_stage(stage).Options(color_transforms=tones, upscale=False, class_balance=0.0, spatial_prior_weight=0.0, **more)
     made = find_stage(stage)(options)
     made.prepare(bench_of(tmp_path, told_by(*RED), BLUE))
-    assert made.look == ("grey" if tones else "plain")
+    assert made.input_transform == ("grey" if tones else "plain")
     labels = made.pseudo_labels[0]["labels"]
     assert (labels[8:] == 1).all()
     assert (labels[:8] == (0 if tones else 1)).mean() > 0.9
@@ -196,7 +196,7 @@ def test_samples_are_shown_in_the_look_but_for_its_zoom(tmp_path):
 @pytest.mark.parametrize("tones", [True, False])
 def test_stage_1_trains_on_the_best_tone_and_hands_on_statistics_of_plain_images(tones, tmp_path):
     context = bench_of(tmp_path, told_by(*RED), BLUE)
-    stage = find_stage("align")(find_stage("align").Options(tones=tones))
+    stage = find_stage("align")(find_stage("align").Options(color_transforms=tones))
     image = stage.prepare(context)[0]["image"]
     assert torch.equal(image[0], image[1]) == tones
     seen = []
@@ -208,7 +208,7 @@ def test_stage_1_trains_on_the_best_tone_and_hands_on_statistics_of_plain_images
 
 def test_stage_1_with_held_statistics_trains_on_the_images_as_they_are(tmp_path):
     context = bench_of(tmp_path, told_by(*RED), BLUE)
-    options = find_stage("align").Options(norm="target")
+    options = find_stage("align").Options(bn_mode="target")
     image = find_stage("align")(options).prepare(context)[0]["image"]
     assert not torch.equal(image[0], image[1])
     assert not (tmp_path / "looks").exists()
@@ -254,7 +254,7 @@ class Coarse(nn.Module):
 def test_images_are_zoomed_as_long_as_the_model_is_much_surer_of_them(found, best, tried, tmp_path, monkeypatch):
     context = bench_of(tmp_path, told_by(*RED), WHITE)
     looks = tell(monkeypatch, {"plain": (0.5, 0.2), **found})
-    assert looks_best(context, tones=False, zooms=True) == best
+    assert looks_best(context, color_transforms=False, upscale=True) == best
     assert looks == ["plain", *found][: tried + 1]
 
 
@@ -263,7 +263,7 @@ def test_light_then_tones_then_zooms(tmp_path, monkeypatch):
     found = {"plain": (0.5, 0.3), "evenly lit": (0.5, 0.2), "grey": (0.7, 0.1), "evenly lit grey": (0.6, 0.15)}
     found |= {"evenly lit grey x1.33": (0.6, 0.1), "evenly lit grey x1.67": (0.6, 0.2)}
     tell(monkeypatch, found)
-    assert looks_best(context, zooms=True) == "evenly lit grey x1.33"
+    assert looks_best(context, upscale=True) == "evenly lit grey x1.33"
     assert looks_best(context) == "evenly lit grey"
 
 
@@ -294,9 +294,9 @@ def test_dark_corners_are_no_spots_where_the_light_is_evened(stage, light, tmp_p
     with torch.no_grad():
         segmenter.model[1].weight *= 0.5
     context = StageContext(make_fabric("cpu", "32"), segmenter, open_images(spots), tmp_path, (0, 0), (16, 16), 4)
-    more = {"share": 1.0} if stage == "selftrain" else {}
-    more |= {} if stage == "align" else {"zooms": False, "layout": 0.0}
-    made = find_stage(stage)(find_stage(stage).Options(tones=light, balance=0.0, **more))
+    more = {"top_fraction": 1.0} if stage == "selftrain" else {}
+    more |= {} if stage == "align" else {"upscale": False, "spatial_prior_weight": 0.0}
+    made = find_stage(stage)(find_stage(stage).Options(color_transforms=light, class_balance=0.0, **more))
     samples = made.prepare(context)
     if stage == "align":
         image = samples[0]["image"]
@@ -315,8 +315,8 @@ def test_labels_are_made_of_larger_images_where_the_model_is_too_coarse(stage, z
     context = StageContext(
         make_fabric("cpu", "32"), segmenter, open_images(Lines(WHITE)), tmp_path, (0, 0), (24, 24), 4
     )
-    more = {"share": 1.0} if stage == "selftrain" else {}
-    made = find_stage(stage)(find_stage(stage).Options(tones=False, zooms=zooms, balance=0.0, layout=0.0, **more))
+    more = {"top_fraction": 1.0} if stage == "selftrain" else {}
+    made = find_stage(stage)(find_stage(stage).Options(color_transforms=False, upscale=zooms, class_balance=0.0, spatial_prior_weight=0.0, **more))
     made.prepare(context)
     truth = np.ones((24, 24), np.uint8)
     truth[:, LINES] = 0
@@ -336,4 +336,4 @@ def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
     context = StageContext(
         make_fabric("cpu", "32"), segmenter, open_images(Lines(WHITE)), tmp_path, (0, 0), (24, 24), 4
     )
-    assert looks_best(context, tones=False, zooms=True) == "plain"
+    assert looks_best(context, color_transforms=False, upscale=True) == "plain"

@@ -7,39 +7,39 @@ import math
 import numpy as np
 import pytest
 import torch
-from das3.data.open import open_images
-from das3.registry import find_stage, stage_types
-from das3.stages.options import LoopOptions, StageOptions
-from das3.stages.priors import ClassPriors
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from das3.baselines.bn_statistics import running_statistics
+from das3.data.open import open_images
 from das3.data.rare_classes import RareClasses
 from das3.errors import RecipeError
 from das3.losses import pairwise_loss
 from das3.norms import batch_norms, reestimate
 from das3.pseudo_labels import unpack_negatives
+from das3.registry import find_stage, stage_types
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
+from das3.stages.options import LoopOptions, StageOptions
+from das3.stages.priors import ClassPriors
 from das3.training.loop import StepState, make_fabric, train
 
 NAMES = list(stage_types())
 TRAINED = [n for n in NAMES if stage_types()[n].Options().steps]
 CLASSIFIER_IS_FROZEN = {"align", "match", "atp-align", "shot-im", "shot", "tent"}
 SEED = (0, 0)
-LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1, average=0.5)
+LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1, ema_decay=0.5)
 
 # A value out of range for every option that has a range.
 WRONG = {
-    **{"steps": -1, "lr": 0.0, "head_lr_factor": -1.0, "norm": "none", "scale": (0.0, 1.0), "color": -1.0, "blur": 2.0},
-    **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "balance": 2.0},
-    **{"share": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
+    **{"steps": -1, "lr": 0.0, "head_lr_factor": -1.0, "bn_mode": "none", "scale": (0.0, 1.0), "color": -1.0, "blur": 2.0},
+    **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "class_balance": 2.0},
+    **{"top_fraction": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
     **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
-    **{"regularizer": "none", "keep": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
-    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "layout": -1.0, "positive": -1.0},
-    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0, "pairwise": -1.0, "rare_temperature": -1.0},
+    **{"regularizer": "none", "source_weight": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
+    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "spatial_prior_weight": -1.0, "positive": -1.0},
+    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0, "pairwise_weight": -1.0, "rare_temperature": -1.0},
 }
 
 
@@ -95,7 +95,7 @@ def prepared(name, folder, segmenter, steps=4, size=(32, 40), **given):
     options = dataclasses.replace(options, lr=1e-2, steps=steps if options.steps else 0)
     context = bench_of(folder, segmenter, size)
     stage = find_stage(name)(options)
-    if options.norm != "frozen":
+    if options.bn_mode != "frozen":
         reestimate(segmenter, context.batches())
     return stage, stage.prepare(context)
 
@@ -229,7 +229,7 @@ def labels_of(stage, probs, **options):
 def test_no_pixel_s_own_label_is_ruled_out(labeller, seed, balance, share):
     logits = np.random.default_rng(seed).normal(0, 3, (3, 4, 5))
     probs = torch.from_numpy(logits).float().softmax(0)
-    labels, negatives = labels_of(labeller, probs, balance=balance, share=share)
+    labels, negatives = labels_of(labeller, probs, class_balance=balance, top_fraction=share)
     for c in range(3):
         assert not (negatives[c] & (labels == c)).any()
 
@@ -243,8 +243,8 @@ def test_labels_follow_balance_and_layout(stage, labels, tmp_path):
     probs = torch.tensor([0.4, 0.35, 0.25]).view(3, 1, 1).expand(3, 4, 2)
     found = {}
     for balance, layout in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
-        more = {"share": 1.0} if stage == "selftrain" else {}
-        made.options = dataclasses.replace(made.options, balance=balance, layout=layout, **more)
+        more = {"top_fraction": 1.0} if stage == "selftrain" else {}
+        made.options = dataclasses.replace(made.options, class_balance=balance, spatial_prior_weight=layout, **more)
         found[balance, layout] = getattr(made, labels)(probs)["labels"][:, 0].tolist()
     assert found == {(0.0, 0.0): [0, 0, 0, 0], (0.0, 1.0): [0, 0, 1, 1], (1.0, 0.0): [2, 2, 2, 2]}
 
@@ -256,7 +256,7 @@ def test_pairwise_is_one_more_loss_of_what_the_student_is_shown(stage, tmp_path)
     batch = torch.utils.data.default_collate([samples[n] for n in range(4)])
     batch["valid"][0, :, :8] = False
     plain = made.loss(segmenter, batch)
-    made.options = dataclasses.replace(made.options, pairwise=100.0)
+    made.options = dataclasses.replace(made.options, pairwise_weight=100.0)
     with_pairs = made.loss(segmenter, batch)
     pairwise = with_pairs.pop("pairwise")
     expected = pairwise_loss(segmenter(batch["image"]), batch["image"], valid=batch["valid"])
@@ -280,7 +280,7 @@ def test_images_are_drawn_by_the_rare_classes_of_their_labels_if_asked_for(stage
 
 
 def test_thresholds_over_all_images_let_a_class_win_that_exceeds_its_own_most(tmp_path):
-    stage, _ = prepared("selftrain", tmp_path, network(), thresholds="data", share=0.5, balance=0.0, layout=0.0)
+    stage, _ = prepared("selftrain", tmp_path, network(), thresholds="data", top_fraction=0.5, class_balance=0.0, spatial_prior_weight=0.0)
     assert stage.thresholds.shape == (3,)
     factors = torch.tensor([[1.1, 0.9], [1.2, 0.8], [0.1, 0.7]])
     probs = stage.thresholds[:, None] * factors
@@ -339,8 +339,8 @@ def test_the_shortfall_is_what_a_class_wins_too_little(tmp_path):
 
 def test_the_prior_of_stage_1_is_the_mean_prediction_and_more_of_what_wins_too_little(tmp_path, monkeypatch):
     habits = ClassPriors(torch.tensor([0.7, 0.2, 0.1]).view(3, 1, 1).expand(3, 8, 8), torch.tensor([1.0, 1.0, 4.0]))
-    monkeypatch.setattr("das3.stages.context.StageContext.habits", lambda self: habits)
-    stage, _ = prepared("align", tmp_path, network(), balance=0.5)
+    monkeypatch.setattr("das3.stages.align.class_priors", lambda self: habits)
+    stage, _ = prepared("align", tmp_path, network(), class_balance=0.5)
     torch.testing.assert_close(stage.prior, torch.tensor([0.7, 0.2, 0.2]) / 1.1)
 
 
@@ -355,7 +355,7 @@ def test_stage_1_hands_on_norm_statistics_of_whole_images(tmp_path):
     reestimate(segmenter, context.batches())
     for found, norm in zip(left, batch_norms(segmenter), strict=True):
         torch.testing.assert_close(found, norm.running_mean)
-    stage.options = dataclasses.replace(stage.options, norm="target")
+    stage.options = dataclasses.replace(stage.options, bn_mode="target")
     next(batch_norms(segmenter)).running_mean.fill_(7.0)
     stage.finish(context)
     assert (next(batch_norms(segmenter)).running_mean == 7.0).all()
@@ -364,7 +364,7 @@ def test_stage_1_hands_on_norm_statistics_of_whole_images(tmp_path):
 @pytest.mark.parametrize("name", ["selftrain", "propagate"])
 def test_a_share_of_the_weights_that_entered_stays(name, tmp_path):
     segmenter = network()
-    stage, _ = prepared(name, tmp_path, segmenter, keep=0.25)
+    stage, _ = prepared(name, tmp_path, segmenter, source_weight=0.25)
     before = segmenter.model[0].weight.detach().clone()
     with torch.no_grad():
         segmenter.model[0].weight.add_(4)
@@ -374,10 +374,10 @@ def test_a_share_of_the_weights_that_entered_stays(name, tmp_path):
 
 def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
     probs = torch.tensor([0.96, 0.03, 0.01]).view(3, 1, 1).expand(3, 2, 2)
-    labels, negatives = labels_of(labeller, probs, balance=0.0, share=1.0)
+    labels, negatives = labels_of(labeller, probs, class_balance=0.0, top_fraction=1.0)
     assert (labels == 0).all()
     assert negatives[:, 0, 0].tolist() == [False, True, True]
-    labels, negatives = labels_of(labeller, probs, balance=1.0, share=1.0)
+    labels, negatives = labels_of(labeller, probs, class_balance=1.0, top_fraction=1.0)
     rare = int(labels[0, 0])
     assert rare == 1
     assert probs[rare, 0, 0] < labeller.options.negative_threshold

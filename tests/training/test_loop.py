@@ -4,7 +4,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from das3.stages.options import LoopOptions
 from torch import nn
 
 from das3.data.samples import Augmentation, Samples
@@ -12,6 +11,7 @@ from das3.errors import RecipeError, TrainingError
 from das3.losses import positive_loss
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
+from das3.stages.options import LoopOptions
 from das3.training.loop import learning_rate, make_fabric, step_seed, train
 
 
@@ -32,7 +32,7 @@ class Labels:
         return {"labels": np.tile(np.arange(16, dtype=np.uint8) % 3, (16, 1))}
 
 
-def tiny(norm=True):
+def tiny(bn_mode=True):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(0.1)]
     return Segmenter(nn.Sequential(*layers, nn.Conv2d(8, 3, 1)), example_size=(16, 16))
@@ -62,7 +62,7 @@ def test_accumulated_batches_equal_one_large_batch():
     """Without batch norm and dropout, two batches of 4 are one of 8."""
     results = []
     for sizes in ({"batch_size": 8}, {"batch_size": 4, "accumulate": 2}):
-        segmenter = tiny(norm=False)
+        segmenter = tiny(bn_mode=False)
         segmenter.model[3].p = 0.0
         # Adam would blow rounding up where a gradient is almost 0.
         results.append(fit(segmenter, LoopOptions(optimizer="sgd", **sizes), StageOptions(steps=5, lr=1e-2)))
@@ -74,9 +74,9 @@ def test_accumulated_batches_equal_one_large_batch():
 def test_held_norm_layers_keep_their_statistics(mode):
     segmenter = tiny()
     before = segmenter.model[1].running_mean.clone()
-    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, norm=mode))
+    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, bn_mode=mode))
     assert torch.equal(segmenter.model[1].running_mean, before)
-    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, norm="batch"))
+    fit(segmenter, LoopOptions(batch_size=2), StageOptions(steps=3, bn_mode="batch"))
     assert not torch.equal(segmenter.model[1].running_mean, before)
 
 

@@ -141,7 +141,7 @@ def test_a_run_lets_a_stage_finish(world, tmp_path):
     """What is handed on lies halfway between what entered the stage and what it would be without keeping any."""
     found = {}
     for keep in (0.0, 0.5):
-        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "keep": keep}}
+        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "source_weight": keep}}
         result = adapt(world / "trained", world / "target" / "images", out=tmp_path / str(keep), quiet=True, **options)
         found[keep] = dict(result.model.named_parameters())
     entered = dict(load_segmenter(world / "trained").model.named_parameters())

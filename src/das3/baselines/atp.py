@@ -53,6 +53,6 @@ class AtpSelfTrain(SelfTrain):
     name = "atp-selftrain"
     Options = AtpSelfTrainOptions
 
-    def ruled_out(self, logits: Tensor, batch: Sample) -> Tensor:
+    def negatives(self, logits: Tensor, batch: Sample) -> Tensor:
         """The classes that are improbable now."""
         return logits.detach().softmax(dim=1) < self.options.negative_threshold

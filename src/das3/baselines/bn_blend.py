@@ -13,7 +13,7 @@ __all__ = ["BatchNormBlend"]
 class BatchNormBlendOptions(BatchNormOptions):
     """Options of blended BN re-estimation; half and half is our choice."""
 
-    blend: float = 0.5
+    target_weight: float = 0.5
 
 
 class BatchNormBlend(BatchNorm):

@@ -6,7 +6,7 @@ carries them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,10 +15,7 @@ from torch import Tensor, nn
 
 from das3.norms import batch_norms
 
-__all__ = ["BatchNormStatistics", "moments_loss", "running_statistics", "recorded_batch_statistics"]
-
-_EPS = 1e-5
-"""Added to variances, as batch norm does: what a channel that is always 0 does below this is of no account."""
+__all__ = ["BatchNormStatistics", "recorded_batch_statistics", "running_statistics"]
 
 
 class BatchNormStatistics(NamedTuple):
@@ -79,27 +76,3 @@ class _BatchMoments(torch.autograd.Function):
         count = values.numel() // values.shape[1]
         gradient: Tensor = (along_mean + 2 * along_var * (values - mean)) / count
         return gradient.to(values.dtype)
-
-
-def moments_loss(now: Mapping[int, BatchNormStatistics], then: Sequence[BatchNormStatistics]) -> Tensor:
-    """Bhattacharyya distance of normal distributions with these moments, mean over a layer's channels and over layers.
-
-    ¼ (μ − μ_s)² / (σ² + σ_s²) + ½ log((σ² + σ_s²) / (2 σ σ_s)) is a fourth of the Kullback-Leibler divergence where
-    both are close, and grows but slowly where they are not, so that no channel outweighs all others.
-
-    Args:
-        now: μ and σ² by layer, from `recorded_batch_statistics`.
-        then: μ_s and σ_s², from `running_statistics` of the same network as it came from the source.
-
-    Returns:
-        Scalar ≥ 0.
-
-    Source: Ishii & Sugiyama (arXiv 2101.10842), who match classifiers' features by the Kullback-Leibler divergence.
-    """
-    layers = []
-    for number, (mean, var) in now.items():
-        source = then[number]
-        var, var_s = var + _EPS, source.var + _EPS
-        spread = torch.log((var + var_s) / (2 * (var * var_s).sqrt())) / 2
-        layers.append(((mean - source.mean) ** 2 / (var + var_s) / 4 + spread).mean())
-    return torch.stack(layers).mean()

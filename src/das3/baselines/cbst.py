@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from das3.baselines.pseudo_label import SelfTraining, SelfTrainingOptions
 from das3.data.samples import Sample, Samples
-from das3.losses import masked_mean, positive_loss
+from das3.losses import IGNORE_INDEX, masked_mean, positive_loss
 from das3.stages.context import StageContext
+from das3.stages.options import option
 from das3.stages.thresholds import data_set_thresholds, normalized_labels
 
 __all__ = ["Cbst", "CbstOptions", "ClassBalanced", "Crst", "confidence_regularizer"]
@@ -24,11 +25,7 @@ class CbstOptions(SelfTrainingOptions):
         top_fraction: share of the pixels predicted as a class, over all images, whose confidences reach the threshold.
     """
 
-    top_fraction: float = 0.2
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {**super().checks(), "top_fraction": 0 < self.top_fraction <= 1}
+    top_fraction: float = option(0.2, above=0, high=1, old="share")
 
 
 CbstT = TypeVar("CbstT", bound=CbstOptions)
@@ -48,7 +45,7 @@ class ClassBalanced(SelfTraining[CbstT]):
 
 
 class Cbst(ClassBalanced[CbstOptions]):
-    """ŷ = argmax p_c / λ_c where that improves_on 1, λ_c the confidence of the surest 20 % of class c in the data set.
+    """ŷ = argmax p_c / λ_c where that exceeds 1, λ_c the confidence of the surest 20 % of class c in the data set.
 
     Source: Zou et al. (ECCV 2018), without source images. The authors raise the share by 0.05 a round, from 0.2 to 0.5,
     add spatial priors and zoom in on rare classes; here every round has the same share.
@@ -64,15 +61,11 @@ class CrstOptions(CbstOptions):
 
     Attributes:
         regularizer: "kld" draws labelled pixels to equal probabilities, "ent" to high entropy.
-        weight: of the regulariser; the authors' 0.1 for "kld".
+        regularizer_weight: weight of the regulariser; the authors' 0.1 for "kld".
     """
 
-    regularizer: Literal["kld", "ent"] = "kld"
-    weight: float = 0.1
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {**super().checks(), "regularizer": self.regularizer in ("kld", "ent"), "weight": self.weight >= 0}
+    regularizer: Literal["kld", "ent"] = option("kld", choices=("kld", "ent"))
+    regularizer_weight: float = option(0.1, low=0, old="weight")
 
 
 def confidence_regularizer(logits: Tensor, labelled: Tensor, kind: Literal["kld", "ent"]) -> Tensor:
@@ -103,5 +96,8 @@ class Crst(ClassBalanced[CrstOptions]):
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy of the labelled pixels and the regulariser on them."""
         logits = segmenter(batch["image"])
-        spread = confidence_regularizer(logits, batch["labels"] != 255, self.options.regularizer)
-        return {"labels": positive_loss(logits, batch["labels"]), "regularizer": self.options.weight * spread}
+        spread = confidence_regularizer(logits, batch["labels"] != IGNORE_INDEX, self.options.regularizer)
+        return {
+            "labels": positive_loss(logits, batch["labels"]),
+            "regularizer": self.options.regularizer_weight * spread,
+        }

@@ -14,9 +14,10 @@ from das3.baselines.features import features_and_logits, to_grid
 from das3.baselines.weak_strong_views import WeakStrongViews
 from das3.data.samples import Sample, Samples
 from das3.ema import frozen_copy
-from das3.losses import masked_mean, normalized_entropy
+from das3.losses import IGNORE_INDEX, masked_mean, normalized_entropy
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
+from das3.stages.options import option
 
 __all__ = ["Hcl", "category_loss", "historical_consistency", "instance_loss"]
 
@@ -31,18 +32,9 @@ class HclOptions(CbstOptions):
         places: places of each image that are contrasted with each other.
     """
 
-    contrast_weight: float = 0.5
-    temperature: float = 0.07
-    places: int = 256
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        own = {
-            "contrast_weight": self.contrast_weight >= 0,
-            "temperature": self.temperature > 0,
-            "places": self.places >= 1,
-        }
-        return {**super().checks(), **own}
+    contrast_weight: float = option(0.5, low=0, old="contrast")
+    temperature: float = option(0.07, above=0)
+    places: int = option(256, low=1)
 
 
 def instance_loss(queries: Tensor, keys: Tensor, reliability: Tensor, valid: Tensor, temperature: float) -> Tensor:
@@ -73,8 +65,8 @@ def historical_consistency(now: Tensor, then: Tensor) -> Tensor:
 
 def category_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """L_HisST: cross-entropy of the labelled pixels, each times its weight B×H×W; mean over them. Source: HCL, §3.2."""
-    losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=255, reduction="none")
-    return masked_mean(weights * losses, labels != 255)
+    losses = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
+    return masked_mean(weights * losses, labels != IGNORE_INDEX)
 
 
 class Hcl(ClassBalanced[HclOptions]):
@@ -100,7 +92,7 @@ class Hcl(ClassBalanced[HclOptions]):
         """Weighted cross-entropy and the contrast of random places."""
         features, logits = features_and_logits(segmenter, batch["image"])
         with torch.no_grad(), self.autocast():
-            old_features, old_logits = features_and_logits(self.historical, batch["clean"])
+            old_features, old_logits = features_and_logits(self.historical, batch["weak"])
         agreement = historical_consistency(logits.detach().float().softmax(dim=1), old_logits.float().softmax(dim=1))
         inner = cast(Segmenter, segmenter)
         entropy = to_grid(inner, normalized_entropy(old_logits).unsqueeze(1), features)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from das3.baselines.cbst import CbstOptions
 from das3.baselines.pseudo_label import SelfTraining
 from das3.data.samples import Sample, Samples
-from das3.losses import focal_entropy_loss, negative_loss, positive_loss
+from das3.losses import IGNORE_INDEX, focal_entropy_loss, negative_loss, positive_loss
 from das3.stages.context import StageContext
+from das3.stages.options import option
 from das3.stages.thresholds import data_set_thresholds, label_above
 
 __all__ = ["Ld", "complementary_labels"]
@@ -27,13 +28,9 @@ class LdOptions(CbstOptions):
         negative_weight: weight of the negative loss.
     """
 
-    width: int = 3
-    entropy_loss_weight: float = 1.0
-    negative_weight: float = 1.0
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {**super().checks(), **{k: getattr(self, k) >= 0 for k in ("width", "entropy", "negative")}}
+    width: int = option(3, low=0)
+    entropy_loss_weight: float = option(1.0, low=0, old="entropy")
+    negative_weight: float = option(1.0, low=0, old="negative")
 
 
 def complementary_labels(logits: Tensor, rank: int) -> Tensor:
@@ -77,7 +74,7 @@ class Ld(SelfTraining[LdOptions]):
         classes = logits.shape[1]
         rank = classes // 2 + int(torch.randint(-options.width, options.width + 1, ()))
         negatives = complementary_labels(logits, min(max(rank, 2), classes))
-        unlabelled = valid & (batch["labels"] == 255)
+        unlabelled = valid & (batch["labels"] == IGNORE_INDEX)
         return {
             "positive": positive_loss(logits, batch["labels"]),
             "entropy": options.entropy_loss_weight * focal_entropy_loss(logits, gamma=0.0, valid=unlabelled),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from das3.data.samples import Sample
 from das3.stages.base import Stage
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
 
 __all__ = ["MaxSquare", "max_square_loss"]
 
@@ -23,11 +23,7 @@ class MaxSquareOptions(StageOptions):
     """
 
     steps: int = 300
-    ratio: float = 0.2
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {"ratio": 0 <= self.ratio <= 1}
+    ratio: float = option(0.2, low=0, high=1)
 
 
 def max_square_loss(logits: Tensor, valid: Tensor, *, ratio: float) -> Tensor:

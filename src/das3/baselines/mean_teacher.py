@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from das3.baselines.weak_strong_views import WeakStrongViews
 from das3.data.mixing import class_mix
 from das3.data.samples import Sample, Samples
-from das3.ema import follow, frozen_copy
-from das3.losses import positive_loss
+from das3.ema import ema_update, frozen_copy
+from das3.losses import IGNORE_INDEX, positive_loss
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
 
 __all__ = ["MeanTeacher", "mix_batch", "sure_labels"]
 
@@ -26,7 +26,7 @@ class MeanTeacherOptions(StageOptions):
     """Options of mean-teacher self-training.
 
     Attributes:
-        source_weight: share of the teacher that stays at each step.
+        teacher_decay: share of the teacher that stays at each step.
         threshold: probability above which a pixel counts as sure; the share of sure pixels weighs the loss.
     """
 
@@ -34,12 +34,8 @@ class MeanTeacherOptions(StageOptions):
     lr: float = 3e-4
     color: float = 0.3
     blur: float = 0.3
-    source_weight: float = 0.99
-    threshold: float = 0.968
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {"source_weight": 0 <= self.source_weight <= 1, "threshold": 0 <= self.threshold < 1}
+    teacher_decay: float = option(0.99, low=0, high=1, old="keep")
+    threshold: float = option(0.968, low=0, below=1)
 
 
 def sure_labels(probs: Tensor, valid: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -54,7 +50,7 @@ def sure_labels(probs: Tensor, valid: Tensor, threshold: float) -> tuple[Tensor,
     """
     confidence, labels = probs.max(dim=1)
     sure = ((confidence >= threshold) & valid).sum() / valid.sum().clamp(min=1)
-    return torch.where(valid, labels, 255), sure
+    return torch.where(valid, labels, IGNORE_INDEX), sure
 
 
 def mix_batch(images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -84,7 +80,7 @@ class MeanTeacher(Stage[MeanTeacherOptions]):
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy on the mixtures, times the share of sure pixels."""
         with torch.no_grad(), self.autocast():
-            probs = self.teacher(batch["clean"]).float().softmax(dim=1)
+            probs = self.teacher(batch["weak"]).float().softmax(dim=1)
         labels, sure = sure_labels(probs, batch["valid"], self.options.threshold)
         # The step has seeded torch, so a resumed run mixes alike.
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
@@ -93,4 +89,4 @@ class MeanTeacher(Stage[MeanTeacherOptions]):
 
     def after_step(self, segmenter: Segmenter) -> None:
         """The teacher follows."""
-        follow(self.teacher, segmenter, self.options.source_weight)
+        ema_update(self.teacher, segmenter, self.options.teacher_decay)

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from das3.data.samples import Sample, Samples
-from das3.losses import positive_loss
+from das3.losses import IGNORE_INDEX, positive_loss
 from das3.stages.base import OptionsT, Stage
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
 
 __all__ = ["PseudoLabel", "SelfTraining", "SelfTrainingOptions"]
 
 
 @dataclass(frozen=True)
 class SelfTrainingOptions(StageOptions):
-    """What all self-training baselines have: rate and augmentation of our own self-training stage, labels made three times.
+    """What self-training baselines share: rate and augmentation of our own self-training stage, three rounds of labels.
 
     Attributes:
         rounds: how often the labels are made anew and the stage is run.
@@ -28,11 +28,7 @@ class SelfTrainingOptions(StageOptions):
     lr: float = 3e-4
     color: float = 0.3
     blur: float = 0.3
-    rounds: int = 3
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {"rounds": self.rounds >= 1}
+    rounds: int = option(3, low=1)
 
 
 class SelfTraining(Stage[OptionsT]):
@@ -60,11 +56,7 @@ class PseudoLabelOptions(SelfTrainingOptions):
         threshold: smallest probability of a label.
     """
 
-    threshold: float = 0.9
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {**super().checks(), "threshold": 0 <= self.threshold < 1}
+    threshold: float = option(0.9, low=0, below=1)
 
 
 class PseudoLabel(SelfTraining[PseudoLabelOptions]):
@@ -79,4 +71,4 @@ class PseudoLabel(SelfTraining[PseudoLabelOptions]):
     def label(self, context: StageContext, probs: Tensor) -> Tensor:
         """The likeliest class of the sure pixels."""
         confidence, label = probs.max(dim=0)
-        return torch.where(confidence >= self.options.threshold, label, 255).to(torch.uint8)
+        return torch.where(confidence >= self.options.threshold, label, IGNORE_INDEX).to(torch.uint8)

@@ -18,16 +18,16 @@ from das3.data.samples import Sample, Samples
 from das3.ema import frozen_copy
 from das3.errors import ModelError
 from das3.losses import entropy_of_probs
-from das3.norms import NormMode, batch_norms, held_running_statistics, reestimate, set_norm_mode
+from das3.norms import BatchNormMode, batch_norms, held_running_statistics, reestimate, set_norm_mode
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
 
 __all__ = ["Sfda", "attention_kl", "attentions", "dual_attention", "easy_and_hard", "statistics_loss"]
 
 # Attention between all places of a larger feature map would not fit in memory.
-GRID = 16
+ATTENTION_GRID = 16
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,11 @@ class SfdaOptions(StageOptions):
     """
 
     steps: int = 300
-    bn_mode: NormMode = "frozen"
-    alpha: float = 1.0
-    beta: float = 0.5
-    gamma: float = 0.01
-    patches: int = 3
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        weights = {k: getattr(self, k) >= 0 for k in ("alpha", "beta", "gamma")}
-        return {**weights, "patches": self.patches >= 1, "bn_mode": self.norm == "frozen"}
+    bn_mode: BatchNormMode = option("frozen", choices=("frozen",))
+    alpha: float = option(1.0, low=0)
+    beta: float = option(0.5, low=0)
+    gamma: float = option(0.01, low=0)
+    patches: int = option(3, low=1)
 
 
 def statistics_loss(now: Mapping[int, BatchNormStatistics], then: Sequence[BatchNormStatistics]) -> Tensor:
@@ -132,7 +127,7 @@ class Sfda(Stage[SfdaOptions]):
             raise ModelError("sfda needs batch-norm statistics and the network has none; choose another method")
         size = (max(8, context.crop[0] // 2), max(8, context.crop[1] // 2))
         with torch.random.fork_rng([]):
-            torch.manual_seed(sum(context.seed))
+            torch.manual_seed(context.random_seed())
             generator = Generator(size)
             judge = PatchDiscriminator(context.segmenter.num_classes, self.options.patches**2)
         self.generator, self.judge = generator.to(context.fabric.device), judge.to(context.fabric.device)
@@ -165,7 +160,7 @@ class Sfda(Stage[SfdaOptions]):
         with held_running_statistics(segmenter):
             features, logits = features_and_logits(segmenter, reverse(images))
         output = (logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))).abs().mean()
-        grid = (min(GRID, features.shape[-2]), min(GRID, features.shape[-1]))
+        grid = (min(ATTENTION_GRID, features.shape[-2]), min(ATTENTION_GRID, features.shape[-1]))
         small, old_small, target = (F.adaptive_avg_pool2d(f, grid) for f in (features, old_features, target))
         attention = (dual_attention(small) - reverse(dual_attention(old_small))).abs().mean()
         return {

@@ -16,7 +16,7 @@ from das3.losses import masked_mean, positive_loss
 from das3.segmenter import Segmenter
 from das3.stages.base import OptionsT, Stage
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
 
 __all__ = ["NearestCentroid", "Shot", "ShotIm", "class_centroids", "information_losses"]
 
@@ -77,12 +77,8 @@ class ShotOptions(StageOptions):
     """
 
     steps: int = 100
-    beta: float = 0.3
-    rounds: int = 3
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {"beta": self.beta >= 0, "rounds": self.rounds >= 1}
+    beta: float = option(0.3, low=0)
+    rounds: int = option(3, low=1)
 
 
 class Shot(_Frozen[ShotOptions]):

@@ -17,6 +17,7 @@ from das3.errors import ModelError
 from das3.losses import focal_entropy_loss, masked_mean, positive_loss
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
+from das3.stages.options import option
 
 __all__ = ["Decoders", "Urma", "uncertainty_loss"]
 
@@ -34,15 +35,10 @@ class UrmaOptions(CbstOptions):
 
     steps: int = 300
     rounds: int = 1
-    decoders: int = 4
-    drop: float = 0.5
-    entropy_loss_weight: float = 1.0
-    uncertainty_weight: float = 0.1
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        weights = {k: getattr(self, k) >= 0 for k in ("entropy", "uncertainty")}
-        return {**super().checks(), **weights, "decoders": self.decoders >= 1, "drop": 0 <= self.drop < 1}
+    decoders: int = option(4, low=1)
+    drop: float = option(0.5, low=0, below=1)
+    entropy_loss_weight: float = option(1.0, low=0, old="entropy")
+    uncertainty_weight: float = option(0.1, low=0, old="uncertainty")
 
 
 def uncertainty_loss(main: Tensor, others: Sequence[Tensor], valid: Tensor) -> Tensor:
@@ -104,7 +100,7 @@ class Urma(ClassBalanced[UrmaOptions]):
     def prepare(self, context: StageContext) -> Samples:
         """Labels, and the auxiliary decoders."""
         options = self.options
-        decoders = Decoders(context.segmenter, options.decoders, options.drop, seed=sum(context.seed))
+        decoders = Decoders(context.segmenter, options.decoders, options.drop, seed=context.random_seed())
         self.decoders = decoders.to(context.fabric.device)
         self.autocast = context.fabric.autocast
         return super().prepare(context)

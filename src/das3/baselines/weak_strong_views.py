@@ -1,4 +1,4 @@
-"""Two views of one sample: clean for a teacher, with changed colours and blur for the student."""
+"""Two views of one sample: weakly augmented for a teacher, with changed colours and blur for the student."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["WeakStrongViews"]
 
 
 class WeakStrongViews(Samples):
-    """Samples as of `plain`, with "clean", the same cut without colour changes and blur, beside "image"."""
+    """Samples as of `plain`, with "weak", the same cut without colour changes and blur, beside "image"."""
 
     def __init__(self, plain: Samples) -> None:
         super().__init__(plain.images, plain.view, seed=plain.seed, maps=plain.maps, order=plain.order.tolist())
-        self.clean = replace(plain.view, color=0.0, blur=0.0)
+        self.weak = replace(plain.view, color=0.0, blur=0.0)
 
     def __getitem__(self, n: int) -> Sample:
         """Sample number n ≥ 0."""
         image = self.images[self.pick(n)]
         # A view draws its cut before its colours, so from equal randomness both are cut alike.
-        clean = self.clean(image, {}, self.rng(n))["image"]
-        return {**super().__getitem__(n), "clean": clean}
+        weak = self.weak(image, {}, self.rng(n))["image"]
+        return {**super().__getitem__(n), "weak": weak}

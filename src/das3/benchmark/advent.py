@@ -1,6 +1,6 @@
 """ADVENT: what unsupervised adaptation reaches that has the source data at hand; a bound, as the oracle is.
 
-Like `source.py` it reads labels of source images, and no adaptation code imports it.
+Like `das3.training.supervised` it reads labels of source images, and no adaptation code imports it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from das3.training.launch import Result
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -27,8 +26,10 @@ from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
-from das3.training.run import Phase
-from das3.training.supervised import LabelMaps, part_of, run_alone
+from das3.stages.options import option
+from das3.training.launch import Result, launch_run
+from das3.training.phases import Phase
+from das3.training.supervised import SupervisedLabels, part_of
 
 __all__ = ["Advent", "AdventRecipe", "Discriminator", "advent_recipe", "self_information", "train_advent"]
 
@@ -41,11 +42,7 @@ class AdventOptions(StageOptions):
         adversarial_weight: λ_adv, weight of what makes target predictions pass for source predictions.
     """
 
-    adversarial_weight: float = 0.001
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {"adversarial_weight": self.adversarial_weight >= 0}
+    adversarial_weight: float = option(0.001, low=0, old="adversarial")
 
 
 @dataclass(frozen=True)
@@ -152,10 +149,10 @@ class Advent(Stage[AdventOptions]):
         """Pairs of samples, cut alike; the discriminator begins at random."""
         self.autocast = context.fabric.autocast
         with torch.random.fork_rng([]):
-            torch.manual_seed(sum(context.seed))
+            torch.manual_seed(context.random_seed())
             self.discriminator = Discriminator(context.segmenter.num_classes)
         self.discriminator.to(context.fabric.device)
-        source = Samples(self.images, context.view(self.options), seed=(*context.seed, 1), maps=self.labels)
+        source = Samples(self.images, context.augmentation(self.options), seed=(*context.seed, 1), maps=self.labels)
         return _Pairs(context.samples(self.options), source)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
@@ -171,7 +168,7 @@ class Advent(Stage[AdventOptions]):
         told = F.softplus(from_source.float()).mean() + F.softplus(-from_target.float()).mean()
         return {
             "cross_entropy": positive_loss(logits, batch["source_labels"]),
-            "adversarial_weight": self.options.adversarial_weight * F.softplus(fooled.float()).mean(),
+            "adversarial": self.options.adversarial_weight * F.softplus(fooled.float()).mean(),
             "discriminator": told / 2,
         }
 
@@ -193,19 +190,19 @@ def train_advent(
         segmenter: the source model.
         images: of the target.
         source: images and labels of the source.
-        recipe, evaluation, resume, quiet, measure_every: as of `das3.training.supervised.run_alone`.
+        recipe, evaluation, resume, quiet, measure_every: as of `das3.training.launch.launch_run`.
 
     Raises:
         RecipeError, DataError: before training, if something does not fit.
     """
     source.check(sample=32)
-    shown = source.images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
-    labels = LabelMaps(source, shown.sizes())
-    phase = Phase(Advent.name, lambda: Advent(part_of(recipe, AdventOptions), shown, labels))
-    return run_alone(
-        phase,
+    source_images = source.images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+    labels = SupervisedLabels(source, source_images.sizes())
+    phase = Phase(Advent.name, lambda: Advent(part_of(recipe, AdventOptions), source_images, labels))
+    return launch_run(
         segmenter,
         images,
+        [phase],
         recipe,
         evaluation=evaluation,
         resume=resume,

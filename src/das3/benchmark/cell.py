@@ -1,4 +1,4 @@
-"""One cell of the benchmark: a source model, an oracle or a method with one seed, in a run folder of its own.
+"""One cell of the grid: a source model, an oracle or a method with one seed, in a run folder of its own.
 
 FOLDER/KIND/             the run         FOLDER/KIND.json     what it was made with, and its rows once it is finished
 FOLDER/KIND.error.txt    why it failed
@@ -9,31 +9,39 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from das3.files import write_atomically
-from das3.training.launch import measure_on
 
 from das3.api import adapt
 from das3.benchmark.advent import AdventRecipe, train_advent
+from das3.benchmark.rows import Row
 from das3.benchmark.suites import Suite
 from das3.data.images import Images
 from das3.data.labels import Labelled
+from das3.evaluation.evaluate import evaluate
+from das3.evaluation.metrics import percent
+from das3.files import write_atomically
 from das3.models import load_segmenter, save_segmenter
 from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
 from das3.training.loop import make_fabric
-from das3.training.progress import Display
-from das3.training.run import NON_RESULT_OPTIONS, begin_after, end_of, phases_of
+from das3.training.run_folder import NON_RESULT_OPTIONS, begin_after, weights_after
 from das3.training.supervised import SourceRecipe, train_supervised
 
-__all__ = ["Cell", "run_cell", "shared_phases"]
-
-Row = dict[str, Any]
+__all__ = [
+    "Cell",
+    "measure_given_model",
+    "run_adaptation",
+    "run_advent",
+    "run_cell",
+    "shared_phases",
+    "train_oracle",
+    "train_source_model",
+]
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Cell:
         recipe: a `Recipe`, an `AdventRecipe`, or the `SourceRecipe` of a supervised training; None where the source
             model was given.
         made_with: all that the outcome depends on, as plain values.
+        run_recipe: runs the recipe, or goes on with it: (cell, quiet) → what summary.json says.
+        stages: names of its rows.
         measure_every: steps between two points of the method's curve, 0 for none.
     """
 
@@ -57,6 +67,8 @@ class Cell:
     folder: Path
     recipe: RunOptions | None
     made_with: Mapping[str, Any]
+    run_recipe: Callable[[Cell, bool], dict[str, Any]]
+    stages: tuple[str, ...]
     measure_every: int = 0
 
     @property
@@ -73,11 +85,6 @@ class Cell:
     def error(self) -> Path:
         """The traceback of the last failure."""
         return self.folder / f"{self.kind}.error.txt"
-
-    @property
-    def stages(self) -> list[str]:
-        """Of its rows."""
-        return [phase.name for phase in phases_of(self.recipe)] if isinstance(self.recipe, Recipe) else [self.kind]
 
     def rows(self) -> list[Row] | None:
         """Its rows, if it is finished."""
@@ -131,14 +138,7 @@ def run_cell(cell: Cell, *, quiet: bool = True) -> list[Row]:
         return finished
     commit = _commit()
     _write(cell, None)
-    if isinstance(cell.recipe, Recipe):
-        summary = _adapt(cell, cell.recipe, quiet)
-    elif isinstance(cell.recipe, AdventRecipe):
-        summary = _advent(cell, cell.recipe, quiet)
-    elif isinstance(cell.recipe, SourceRecipe):
-        summary = _train(cell, cell.recipe, quiet)
-    else:
-        summary = _measure_given(cell)
+    summary = cell.run_recipe(cell, quiet)
     rows = [
         {
             **{"suite": cell.suite.name, "method": cell.kind, "stage": stage["name"], "seed": cell.seed},
@@ -160,14 +160,16 @@ def _write(cell: Cell, rows: list[Row] | None) -> None:
     write_atomically(cell.file, text.encode())
 
 
-def _adapt(cell: Cell, recipe: Recipe, quiet: bool) -> dict[str, Any]:
+def run_adaptation(cell: Cell, quiet: bool) -> dict[str, Any]:
+    """Adapt the source model by the cell's `Recipe`."""
+    assert isinstance(cell.recipe, Recipe)
     if not (cell.run / "recipe.yaml").exists():
-        _begin(cell, recipe)
+        _begin(cell, cell.recipe)
     result = adapt(
         load_segmenter(cell.folder / "source"),
         _target_images(cell.suite),
         out=cell.run,
-        recipe=recipe,
+        recipe=cell.recipe,
         evaluation=cell.suite.test(),
         resume=True,
         quiet=quiet,
@@ -182,15 +184,17 @@ def _target_images(suite: Suite) -> Images:
     return target.images if isinstance(target, Labelled) else target
 
 
-def _advent(cell: Cell, recipe: AdventRecipe, quiet: bool) -> dict[str, Any]:
-    if not (cell.run / "recipe.yaml").exists():
-        _begin(cell, recipe)
+def run_advent(cell: Cell, quiet: bool) -> dict[str, Any]:
+    """Adapt the source model with the source data at hand, by the cell's `AdventRecipe`."""
+    assert isinstance(cell.recipe, AdventRecipe)
     assert cell.suite.source is not None  # the plan has no such cell without
+    if not (cell.run / "recipe.yaml").exists():
+        _begin(cell, cell.recipe)
     result = train_advent(
         load_segmenter(cell.folder / "source"),
         _target_images(cell.suite),
         cell.suite.source(),
-        replace(recipe, out=str(cell.run)),
+        replace(cell.recipe, out=str(cell.run)),
         evaluation=cell.suite.test(),
         resume=True,
         quiet=quiet,
@@ -210,7 +214,7 @@ def _begin(cell: Cell, recipe: RunOptions) -> None:
         curve = {} if cell.measure_every else {"measure_every": 0}  # one that nobody asks for does no harm
         count = shared_phases({**saved["made_with"], **curve}, cell.made_with)
         run = file.with_suffix("")
-        if count >= len(rows) and (run / end_of(count - 1, saved["rows"][count - 1]["stage"])).exists():
+        if count >= len(rows) and (run / weights_after(count - 1, saved["rows"][count - 1]["stage"])).exists():
             rows, donor = [rows[0], *saved["rows"][:count]], run
     kept = ("miou", "per_class_iou", "seconds")
     begin_after(cell.run, recipe, [{"name": row["stage"], **{key: row[key] for key in kept}} for row in rows], donor)
@@ -235,20 +239,30 @@ def _phases(made_with: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     return {**made_with, "recipe": recipe}, phases
 
 
-def _train(cell: Cell, recipe: SourceRecipe, quiet: bool) -> dict[str, Any]:
-    """The source model, from random weights; or the oracle, from the source model's."""
-    suite, test = cell.suite, cell.suite.test()
-    labelled = suite.target() if cell.kind == "oracle" else suite.source and suite.source()
-    assert isinstance(labelled, Labelled)  # the plan has no oracle or source model without labels
-    if cell.kind == "oracle":
-        segmenter = load_segmenter(cell.folder / "source")
-    else:
-        torch.manual_seed(cell.seed)
-        segmenter = _network(suite, test)
-    resume = (cell.run / "recipe.yaml").exists()
-    recipe = replace(recipe, out=str(cell.run))
+def train_source_model(cell: Cell, quiet: bool) -> dict[str, Any]:
+    """Train the source model from random weights, by the cell's `SourceRecipe`."""
+    torch.manual_seed(cell.seed)
+    assert cell.suite.source is not None  # the plan has no such cell without
+    return _train(cell, _network(cell.suite, cell.suite.test()), cell.suite.source(), quiet)
+
+
+def train_oracle(cell: Cell, quiet: bool) -> dict[str, Any]:
+    """Fine-tune the source model on the target's labels, by the cell's `SourceRecipe`."""
+    labelled = cell.suite.target()
+    assert isinstance(labelled, Labelled)  # the plan has no oracle without labels
+    return _train(cell, load_segmenter(cell.folder / "source"), labelled, quiet)
+
+
+def _train(cell: Cell, segmenter: Segmenter, labelled: Labelled, quiet: bool) -> dict[str, Any]:
+    assert isinstance(cell.recipe, SourceRecipe)
     return train_supervised(
-        segmenter, labelled, recipe, evaluation=test, resume=resume, quiet=quiet, name=cell.kind
+        segmenter,
+        labelled,
+        replace(cell.recipe, out=str(cell.run)),
+        evaluation=cell.suite.test(),
+        resume=(cell.run / "recipe.yaml").exists(),
+        quiet=quiet,
+        name=cell.kind,
     ).metrics
 
 
@@ -263,14 +277,13 @@ def _network(suite: Suite, test: Labelled, model: str | None = None, weights: st
     )
 
 
-def _measure_given(cell: Cell) -> dict[str, Any]:
-    """The source model that was given, put where the other cells look for it."""
+def measure_given_model(cell: Cell, quiet: bool) -> dict[str, Any]:
+    """Measure the source model that was given, and put it where the other cells look for it."""
     given, test = str(cell.suite.source_model), cell.suite.test()
     only_weights = given.endswith((".pt", ".pth", ".safetensors"))
     segmenter = _network(cell.suite, test, *((None, given) if only_weights else (given, None)))
     segmenter.to(make_fabric().device)
-    with Display(quiet=True) as display:
-        measured = measure_on(test, display)(segmenter)
+    measured = percent(evaluate(segmenter, test))
     save_segmenter(segmenter.to("cpu"), cell.run / "model")
     return {"stages": [{"name": "source", "seconds": 0.0, **measured}]}
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from das3.files import write_atomically
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from das3.benchmark.suites import streets
 from das3.data.streets import PALETTE, Streets
 from das3.data.visualize import colorize, grid
 from das3.evaluation.predict import predict_labels
+from das3.files import write_atomically
 from das3.models import load_segmenter
 
 __all__ = ["print_table", "run_demo"]

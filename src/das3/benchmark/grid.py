@@ -1,4 +1,4 @@
-"""The context: the same source model, images and seeds for every method, each cell measured in a process of its own.
+"""The grid: the same source model, images and seeds for every method, each cell measured in a process of its own.
 
     OUT/SEED/source/     the source model            OUT/SEED/oracle/   fine-tuned on the target's labels
     OUT/SEED/METHOD/     an adaptation run           OUT/SUITE.json     all rows
@@ -27,12 +27,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from das3.files import write_atomically
 from jsonargparse import ArgumentError, ArgumentParser
 
 from das3.benchmark.advent import Advent, advent_recipe
-from das3.benchmark.cell import Cell, Row, plain, run_cell, shared_phases
+from das3.benchmark.cell import (
+    Cell,
+    measure_given_model,
+    plain,
+    run_adaptation,
+    run_advent,
+    run_cell,
+    shared_phases,
+    train_oracle,
+    train_source_model,
+)
 from das3.benchmark.methods import find_methods, method_recipe
+from das3.benchmark.rows import Row
 from das3.benchmark.suite_file import find_suite
 from das3.benchmark.suites import Suite
 from das3.data.cache import fingerprint, open_packed, pack
@@ -40,7 +50,9 @@ from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.errors import Das3Error, DataError, RecipeError
 from das3.evaluation.metrics import gap_closed
-from das3.recipe import RunOptions, add_options, filled, plain_message
+from das3.files import write_atomically
+from das3.recipe import Recipe, RunOptions, add_options, from_namespace, plain_message
+from das3.training.phases import phases_of
 from das3.training.supervised import SourceRecipe
 
 __all__ = ["run_benchmark", "run_seed"]
@@ -71,7 +83,8 @@ def run_benchmark(
         suite: name or YAML file, see `das3.benchmark.suite_file`.
         out: folder of all runs; finished cells in it are kept.
         data: folder of the suite's data, where it needs any.
-        methods: see `das3.benchmark.methods.find_methods`; or advent, which is also one of "all" where the suite has source data.
+        methods: see `das3.benchmark.methods.find_methods`; or advent, which is also one of "all" where the suite has
+            source data.
         seeds: each trains its own source model.
         jobs: cells at once, each on its share of the cores.
         options: fields of the recipe that hold for all methods.
@@ -194,17 +207,22 @@ def plan(
         trained = None if suite.source_model else _supervised(suite, "source", seed)
         source = ({"recipe": plain(trained), **network} if trained else given) | {"test": marks["test"]}
         source |= {"source": marks["source"]} if trained else {}
-        cells.append(Cell(suite, "source", seed, folder, trained, source))
-        common = {"source": source, "target": marks["target"]}
+        make_source = train_source_model if trained else measure_given_model
+        cells.append(Cell(suite, "source", seed, folder, trained, source, make_source, ("source",)))
+        common: dict[str, Any] = {"source": source, "target": marks["target"]}
         if isinstance(opened["target"], Labelled):
             oracle = _supervised(suite, "oracle", seed)
-            cells.append(Cell(suite, "oracle", seed, folder, oracle, {**common, "recipe": plain(oracle)}))
+            inputs = {**common, "recipe": plain(oracle)}
+            cells.append(Cell(suite, "oracle", seed, folder, oracle, inputs, train_oracle, ("oracle",)))
         for name, recipe in recipes.items():
             mine = replace(recipe, seed=seed)
-            made_with = {**common, "recipe": plain(mine), "measure_every": measure_every}
-            if name == Advent.name:
-                made_with["source_images"] = marks["source"]
-            cells.append(Cell(suite, name, seed, folder, mine, made_with, measure_every))
+            inputs = {**common, "recipe": plain(mine), "measure_every": measure_every}
+            if isinstance(mine, Recipe):
+                run, stages = run_adaptation, tuple(phase.name for phase in phases_of(mine))
+            else:
+                run, stages = run_advent, (name,)
+                inputs["source_images"] = marks["source"]
+            cells.append(Cell(suite, name, seed, folder, mine, inputs, run, stages, measure_every))
     return cells
 
 
@@ -214,7 +232,7 @@ def _supervised(suite: Suite, kind: str, seed: int) -> SourceRecipe:
     add_options(parser, SourceRecipe)
     given = {"size": suite.size, **getattr(suite, f"{kind}_options"), "seed": seed}
     try:
-        return filled(SourceRecipe, parser.parse_object(given))
+        return from_namespace(SourceRecipe, parser.parse_object(given))
     except ArgumentError as error:
         raise RecipeError(f"suite {suite.name}, {kind}_options: {plain_message(error)}") from error
 

@@ -1,4 +1,4 @@
-"""What a method of the benchmark is: a name for fields of a recipe. Baselines, presets and ablations are all the same."""
+"""The benchmark's methods: names for fields of a recipe. Baselines, presets and ablations are all the same."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from das3.registry import DAS3_STAGES, stage_types
-from das3.stages.options import LoopOptions
 
 from das3.errors import RecipeError
 from das3.recipe import Recipe, RunOptions, load_recipe, recipe_from, recipe_names
+from das3.registry import DAS3_STAGES, stage_types
+from das3.stages.options import LoopOptions
 
 __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe", "variants"]
 
@@ -43,7 +43,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "align+selftrain",
         "align+propagate",
         "selftrain+propagate",
-        "match+align+selftrain+propagate",
     ),
     "align": (
         "align.gamma=0",  # plain entropy
@@ -75,7 +74,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "selftrain.pairwise_weight=100",
         "selftrain.rare_temperature=0.1",
         "selftrain.steps=500",
-        "selftrain.smoothing=0.1",
         "selftrain.color=0.5",
         "selftrain.scale=[0.67, 1.33]",
     ),
@@ -91,7 +89,6 @@ ABLATION: Mapping[str, Sequence[str]] = {
         "propagate.pairwise_weight=100",
         "propagate.rare_temperature=0.1",
         "propagate.steps=480",
-        "propagate.smoothing=0.1",
         "propagate.color=0.1",
     ),
     "all": ("ema_decay=0",),
@@ -115,8 +112,8 @@ def find_methods(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
     Args:
         names: each a key of `METHODS`; a stage, or several joined by + (align+selftrain); das3 with a field changed
-            (selftrain.top_fraction=0.5); a recipe that comes with das3; or a recipe file, whose stem names the method. "all"
-            stands for `all_methods`.
+            (selftrain.top_fraction=0.5); a recipe that comes with das3; or a recipe file, whose stem names the method.
+            "all" stands for `all_methods`.
 
     Raises:
         RecipeError: if a name is none of these, or two methods have the same.

@@ -15,14 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from das3.files import write_atomically
-
+from das3.benchmark.rows import Row
 from das3.benchmark.tables import BOUNDS, last_stages
 from das3.errors import DataError, RecipeError
+from das3.files import write_atomically
 
 __all__ = ["bars", "class_map", "curves", "matplotlib_is_there", "write_plots"]
 
-Row = Mapping[str, Any]
 
 _STYLE = {
     "font.size": 8,

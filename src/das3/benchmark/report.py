@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from das3.files import write_atomically
 
 from das3.benchmark.methods import ABLATION
 from das3.benchmark.plots import matplotlib_is_there, write_plots
 from das3.benchmark.tables import ablation_table, merged_table, results_table, write_tables
 from das3.errors import DataError
+from das3.files import write_atomically
 
-__all__ = ["ABLATION_FILES", "BEGIN", "END", "put_into", "read_rows", "report", "summary"]
-
-ABLATION_FILES = "-ablation"
-"""Ending of the stem of files with rows of ablations."""
+__all__ = ["BEGIN", "END", "put_into", "report", "summary"]
 
 BEGIN, END = "<!-- tables: made by `das3 tables` -->", "<!-- end of tables -->"
 
@@ -33,34 +28,6 @@ def report(rows: Sequence[dict[str, Any]], folder: Path, name: str, *, ablation:
     if matplotlib_is_there():
         write_plots(rows, folder, name)
     return table.markdown()
-
-
-def read_rows(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of benchmarks and rows of ablations, from files, or from those JSON files of folders that hold rows.
-
-    Raises:
-        DataError: if a file that is named holds no rows, or none of a folder's does.
-    """
-    found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for path in paths:
-        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        read = {file: rows for file in files if (rows := _rows_in(file)) is not None}
-        if not read:
-            raise DataError(f"{path} holds no rows of a benchmark; name files such as OUT/SUITE.json, or their folder")
-        for file, rows in read.items():
-            found[file.stem.endswith(ABLATION_FILES)].extend(rows)
-    return found
-
-
-def _rows_in(file: Path) -> list[dict[str, Any]] | None:
-    """The file's rows, None if it holds something else."""
-    try:
-        rows = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't read {file} ({' '.join(str(error).split())})") from error
-    needed = {"suite", "method", "stage", "seed", "miou"}
-    fits = isinstance(rows, list) and all(isinstance(row, dict) and needed <= row.keys() for row in rows)
-    return rows if fits else None
 
 
 def summary(rows: Sequence[dict[str, Any]], ablations: Sequence[dict[str, Any]]) -> str:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from das3.data.open import open_images, open_labelled
 
 from das3.benchmark.suites import SUITES, Suite
 from das3.data.images import Images
 from das3.data.labels import Labelled
+from das3.data.open import open_images, open_labelled
 from das3.data.published import is_spec
 from das3.errors import DataError, RecipeError
 

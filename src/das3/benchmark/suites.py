@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from das3.data.open import open_labelled
-
 from das3.data.images import Images
 from das3.data.labels import Labelled
+from das3.data.open import open_labelled
 from das3.data.published import open_published
 from das3.data.streets import Domain, Streets
 from das3.errors import DataError

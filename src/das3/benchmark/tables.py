@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das3.files import write_atomically
-
+from das3.benchmark.rows import Row
 from das3.errors import DataError
+from das3.files import write_atomically
 
 __all__ = [
     "BOUNDS",
@@ -31,7 +31,6 @@ __all__ = [
     "write_tables",
 ]
 
-Row = Mapping[str, Any]
 
 _NAMES = ("suite", "method", "stage")
 BOUNDS = {"source": 0, "advent": 2, "oracle": 3}

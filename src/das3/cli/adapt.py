@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from das3.api import adapt
-from das3.cli.options import add_flags, add_recipe, needed
+from das3.cli.options import add_flags, add_recipe, require
 from das3.recipe import recipe_of
 from das3.training.cost_estimate import dry_run
 
@@ -27,9 +27,9 @@ def add(parser: ArgumentParser) -> None:
 def run(given: Namespace) -> None:
     """Adapt, and say where the result is."""
     if given.dry_run:
-        print(dry_run(needed(recipe_of(given), "model", "images")).text())
+        print(dry_run(require(recipe_of(given), "model", "images")).text())
         return
-    recipe = needed(recipe_of(given), "model", "images", "out")
+    recipe = require(recipe_of(given), "model", "images", "out")
     result = adapt(recipe=recipe, resume=given.resume, quiet=given.quiet, state_dict=given.state_dict)
     print(f"adapted model: {result.folder / 'model'}")
     print(f"summary:       {result.folder / 'summary.json'}")

@@ -18,7 +18,7 @@ from das3.errors import RecipeError
 from das3.evaluation.evaluate import Evaluation, evaluate
 from das3.evaluation.metrics import percent
 from das3.files import write_atomically
-from das3.recipe import add_options, filled
+from das3.recipe import add_options, from_namespace
 from das3.training.launch import check_classes, open_model
 from das3.training.loop import make_fabric
 from das3.training.progress import Display
@@ -64,7 +64,7 @@ def add(parser: ArgumentParser) -> None:
 
 def run(given: Namespace) -> None:
     """Measure, print a table and write the file if one is named."""
-    options = filled(EvaluateArguments, given)
+    options = from_namespace(EvaluateArguments, given)
     if options.images is None:
         raise RecipeError("--images is missing; see `das3 evaluate --help`")
     segmenter = open_model(options)

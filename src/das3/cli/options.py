@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
 from das3.errors import RecipeError
-from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from, recipe_path
+from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from
+from das3.recipes.old_names import refuse_old_arguments
 
-__all__ = ["InferenceArguments", "add_flags", "add_recipe", "needed", "recipe_first"]
+__all__ = ["InferenceArguments", "add_flags", "add_recipe", "recipe_first", "require"]
 
 _FLAGS = {
     "resume": "go on where the run in --out stopped",
@@ -39,7 +41,7 @@ class InferenceArguments(ModelOptions):
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
 
     def how(self) -> dict[str, Any]:
-        """Arguments of `das3.evaluation.evaluate.evaluate`, and of prediction (`das3.evaluation.predict.How`)."""
+        """Arguments of `das3.evaluation.evaluate.evaluate`, and `das3.evaluation.predict.PredictOptions`."""
         return {"flip": self.flip, "scales": self.scales, "tile": self.tile}
 
 
@@ -56,18 +58,20 @@ def add_recipe(parser: ArgumentParser) -> None:
 
 
 def recipe_first(arguments: list[str]) -> list[str]:
-    """Check `--recipe X`, replace a name by its file and move it to the front, so that other options win over it."""
+    """Check `--recipe X`, replace it by what it says and move it to the front, so that other options win over it."""
+    refuse_old_arguments(arguments)
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--recipe":
             rest = arguments[i + 1 :] if equals else arguments[i + 2 :]
             source = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
-            recipe_from(load_recipe(source), where=source)
-            return [arguments[0], f"--recipe={recipe_path(source)}", *arguments[1:i], *rest]
+            values = load_recipe(source)
+            recipe_from(values, where=source)
+            return [arguments[0], f"--recipe={json.dumps(values)}", *arguments[1:i], *rest]
     return arguments
 
 
-def needed(recipe: Recipe, *names: str) -> Recipe:
+def require(recipe: Recipe, *names: str) -> Recipe:
     """The recipe, if these fields have a value.
 
     Raises:

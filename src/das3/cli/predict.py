@@ -16,7 +16,7 @@ from das3.data.published.classes import CITYSCAPES
 from das3.data.visualize import palette
 from das3.errors import RecipeError
 from das3.evaluation.predict import file_values, predict_labels, predict_to_file, write_prediction
-from das3.recipe import add_options, filled
+from das3.recipe import add_options, from_namespace
 from das3.segmenter import Segmenter
 from das3.training.launch import open_model
 from das3.training.loop import make_fabric
@@ -31,7 +31,7 @@ das3 predict --model RUN --images DIR --out DIR
 
 
 @dataclass(frozen=True)
-class PredictOptions(InferenceArguments):
+class PredictArguments(InferenceArguments):
     """Options of `das3 predict`.
 
     Attributes:
@@ -50,13 +50,13 @@ class PredictOptions(InferenceArguments):
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
-    add_options(parser, PredictOptions)
+    add_options(parser, PredictArguments)
     add_flags(parser, "quiet")
 
 
 def run(given: Namespace) -> None:
     """Label every image that has no label in `--out` yet."""
-    options = filled(PredictOptions, given)
+    options = from_namespace(PredictArguments, given)
     if options.images is None or options.out is None:
         raise RecipeError("--images and --out are both needed; see `das3 predict --help`")
     images = open_images(options.images)
@@ -81,7 +81,7 @@ def run(given: Namespace) -> None:
     print(f"{len(todo)} images labelled into {out / 'labels'}")
 
 
-def _values(options: PredictOptions, segmenter: Segmenter) -> Sequence[int] | None:
+def _values(options: PredictArguments, segmenter: Segmenter) -> Sequence[int] | None:
     """What stands for each class in the label files."""
     if options.ids is None:
         return None

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from das3.benchmark.report import put_into, read_rows, report, summary
+from das3.benchmark.report import put_into, report, summary
+from das3.benchmark.rows import read_rows
 
 __all__ = ["HELP", "add", "run"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from das3.cli.options import add_flags
-from das3.recipe import add_options, filled
+from das3.recipe import add_options, from_namespace
 from das3.training.supervised import SourceRecipe, train_source
 
 __all__ = ["HELP", "add", "run"]
@@ -24,6 +24,6 @@ def add(parser: ArgumentParser) -> None:
 
 def run(given: Namespace) -> None:
     """Train, and say where the model is."""
-    result = train_source(filled(SourceRecipe, given), resume=given.resume, quiet=given.quiet)
+    result = train_source(from_namespace(SourceRecipe, given), resume=given.resume, quiet=given.quiet)
     print(f"model:   {result.folder / 'model'}")
     print(f"summary: {result.folder / 'summary.json'}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from das3.data.class_table import ClassTable
 from das3.data.images import Images, Size, resize_image, resized_shape
-from das3.data.labels import Labelled, spread
+from das3.data.labels import Labelled, evenly_spaced
 from das3.files import write_atomically
 
 __all__ = ["fingerprint", "open_packed", "pack"]
@@ -28,7 +28,7 @@ def fingerprint(data: Images | Labelled) -> str:
     """What a set of images is known by: all names, and shape, mean colour and classes of three of them."""
     images = data.images if isinstance(data, Labelled) else data
     known: list[Any] = [images.names]
-    for i in spread(len(images), 3):
+    for i in evenly_spaced(len(images), 3):
         image = images[i]
         known.append([image.shape, image.mean(axis=(0, 1)).round().tolist()])
         if isinstance(data, Labelled):

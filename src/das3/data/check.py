@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable
+from das3.data.class_table import ClassTable
 from das3.data.images import ImageFiles, resize_image, resize_label
-from das3.data.labels import classify, spread
-from das3.data.matching import some
+from das3.data.labels import classify, evenly_spaced
+from das3.data.matching import abbreviate
 from das3.data.published import find_published
 from das3.data.published.base import Files, PublishedDataset
 from das3.data.visualize import overlay, palette
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["Report", "SplitReport", "check_dataset"]
 
@@ -63,7 +64,7 @@ class SplitReport:
             found.append(f"{len(self.missing)} labels are missing, the first: {self.missing[0]}")
         if self.unknown:
             values = [f"{value} (in {count} files)" for value, count in self.unknown.items()]
-            found.append(f"label values in no class: {some(values)}")
+            found.append(f"label values in no class: {abbreviate(values)}")
         return found + self.errors
 
     @property
@@ -103,7 +104,7 @@ class Report:
         lines = [f"{self.name} in {self.root}", f"{'split':<16}{'images':>8}{'labels':>8}{'read':>6}  sizes"]
         for split in self.splits:
             labels = "none" if split.labels is None else split.labels
-            sizes = some([f"{size} ({count})" for size, count in split.sizes.items()], 3)
+            sizes = abbreviate([f"{size} ({count})" for size, count in split.sizes.items()], 3)
             lines.append(f"{split.name:<16}{split.images:>8}{labels:>8}{split.read:>6}  {sizes}")
         lines += [f"{name:<16}  not there: {why}" for name, why in self.absent.items()]
         for split in self.splits:
@@ -182,8 +183,8 @@ def _check_split(
         gone = files.missing
         report.missing = [str(path.relative_to(dataset.root)) for path in gone]
         report.labels = len(files.labels) - len(gone)
-    chosen = spread(len(images), sample)
-    shown = set(spread(len(chosen), 4))
+    chosen = evenly_spaced(len(images), sample)
+    shown = set(evenly_spaced(len(chosen), 4))
     pixels = np.zeros(IGNORE_INDEX + 1, np.int64)
     sizes: Counter[str] = Counter()
     unknown: Counter[str] = Counter()

@@ -14,10 +14,10 @@ import yaml
 from PIL import ImageColor
 
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
 
-__all__ = ["IGNORE_INDEX", "ClassTable", "Color", "load_class_map", "load_classes"]
+__all__ = ["ClassTable", "Color", "load_class_map", "load_classes"]
 
-IGNORE_INDEX = 255
 
 Color = tuple[int, int, int]
 

@@ -16,7 +16,16 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from das3.errors import DataError
 
-__all__ = ["ImageFiles", "Images", "open_images", "read_image", "resize_image", "resize_label", "resized_shape"]
+__all__ = [
+    "DatasetImages",
+    "ImageFiles",
+    "Images",
+    "find_files",
+    "read_image",
+    "resize_image",
+    "resize_label",
+    "resized_shape",
+]
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".gif", ".jp2"}
@@ -190,7 +199,7 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-class _Dataset(Images):
+class DatasetImages(Images):
     """Images of a map-style dataset; whatever labels its items carry are not looked at."""
 
     def __init__(self, dataset: Any) -> None:
@@ -260,57 +269,6 @@ class _Resized(Images):
         return {**self.__dict__, "kept": None if self.kept is None else {}}
 
 
-def open_images(source: Any) -> Images:
-    """Images of a folder tree, a list file, a sequence of paths or a dataset object.
-
-    Args:
-        source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a folder, searched with all its
-            sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
-            lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
-            and `__getitem__` whose items are images (PIL, H×W×3 or 3×H×W uint8, or floats in [0, 1]), alone, first in
-            a tuple, or under "image" or "pixel_values".
-
-    Raises:
-        DataError: if there are no images.
-    """
-    if isinstance(source, Images):
-        return source
-    if isinstance(source, str) and (published := _published(source)) is not None:
-        return published
-    if isinstance(source, str | Path):
-        return _open_path(Path(source))
-    if isinstance(source, Sequence) and source and all(isinstance(p, str | Path) for p in source):
-        return _listed([Path(p) for p in source])
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        if not len(source):
-            raise DataError("there are no images: the dataset or list is empty")
-        return _Dataset(source)
-    raise DataError(f"can't take images from {type(source).__name__}; give a folder, a .txt list, paths or a dataset")
-
-
-def _published(source: str) -> Images | None:
-    from das3.data.published import is_spec, spec_images  # it is built on this module
-
-    return spec_images(source) if is_spec(source) else None
-
-
-def _open_path(path: Path) -> Images:
-    if path.is_dir():
-        found = find_files(path)
-        if not found:
-            raise DataError(f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))}")
-        return ImageFiles(found, path)
-    if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        listed = [path.parent / line for line in lines if line and not line.startswith("#")]
-        if not listed:
-            raise DataError(f"no images listed in {path}; write one path a line, relative to the file's folder")
-        return _listed(listed, path.parent)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return ImageFiles([path], path.parent)
-    raise DataError(f"no images at {path}; give an existing folder, or a .txt file that lists images")
-
-
 def find_files(folder: Path) -> list[Path]:
     """All files with an image's suffix in a folder tree, sorted, hidden ones left out."""
     found = []
@@ -318,15 +276,3 @@ def find_files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
     return sorted(found)
-
-
-def _listed(paths: Sequence[Path], root: Path | None = None) -> Images:
-    """Named by their paths below `root`, or below the folder that holds them all if some are not in it."""
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        raise DataError(f"{len(missing)} of {len(paths)} listed images do not exist, the first: {missing[0]}")
-    plain = [Path(os.path.abspath(p)) for p in paths]
-    root = Path(os.path.abspath(root)) if root else None
-    if root is None or not all(p.is_relative_to(root) for p in plain):
-        root = Path(os.path.commonpath([p.parent for p in plain]))
-    return ImageFiles(plain, root)

@@ -56,12 +56,12 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
         except (FileNotFoundError, zipfile.BadZipFile) as error:
             raise KeyError(f"no pseudo labels of {self.names[i]} in {self.folder}") from error
 
-    def maps(self, *keys: str) -> LabelMaps:
+    def maps(self, *keys: str) -> StoredLabelMaps:
         """The label maps of these names, as `Samples` wants them."""
-        return LabelMaps(self, keys)
+        return StoredLabelMaps(self, keys)
 
 
-class LabelMaps:
+class StoredLabelMaps:
     """Callable i → maps, that worker processes can be sent."""
 
     def __init__(self, store: LabelStore, keys: Sequence[str]) -> None:

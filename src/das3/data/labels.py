@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable, load_class_map, load_classes
+from das3.data.class_table import ClassTable, load_classes
 from das3.data.images import Images, opened
-from das3.data.matching import match_labels, some
-from das3.data.open import open_images
+from das3.data.matching import abbreviate
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
 
 __all__ = [
-    "IGNORE_INDEX",
     "ClassTable",
     "Labelled",
     "classify",
     "decode_label",
     "find_table",
-    "load_class_map",
     "load_classes",
-    "open_labelled",
     "read_label",
 ]
 
@@ -80,11 +76,11 @@ class Labelled:
         Raises:
             DataError: naming the first file that does not fit, see `label`.
         """
-        for i in spread(len(self), sample):
+        for i in evenly_spaced(len(self), sample):
             self.label(i)
 
 
-def spread(total: int, sample: int | None) -> list[int]:
+def evenly_spaced(total: int, sample: int | None) -> list[int]:
     """Indices of `sample` of `total` things, evenly spread; of all if None."""
     count = total if sample is None else min(sample, total)
     return [int(i) for i in np.linspace(0, total - 1, count).round()]
@@ -129,7 +125,7 @@ def read_label(path: Path, table: ClassTable, decode: Decode = decode_label) -> 
         remedy = "export labels as PNG, JPEG changes them" if jpeg else "give a table with --classes, or a --class-map"
         raise DataError(
             f"label {path} has {'colours' if unknown[0].startswith('#') else 'ids'} that are in no class: "
-            f"{some(unknown)}; there are {len(table.names)} classes ({some(table.names)}): {remedy}"
+            f"{abbreviate(unknown)}; there are {len(table.names)} classes ({abbreviate(table.names)}): {remedy}"
         )
     return classes
 
@@ -160,73 +156,6 @@ def _look_up(values: NDArray[Any], known: Mapping[int, int]) -> NDArray[np.int16
     place = np.searchsorted(keys, values).clip(max=len(keys) - 1)
     found: NDArray[np.int16] = np.where(keys[place] == values, classes[place], np.int16(-1))
     return found
-
-
-def open_labelled(
-    images: Any,
-    labels: str | Path | None = None,
-    classes: ClassTable | str | Path | None = None,
-    *,
-    class_map: str | Mapping[int, int] | None = None,
-    num_classes: int | None = None,
-) -> Labelled:
-    """Images and their labels, matched by name in a parallel folder tree.
-
-    Args:
-        images: see `open_images`.
-        labels: folder of label files, none for a published data set. The label of `a/b.jpg` is `a/b.*`; else the one
-            file that begins with `a/b` and a separator (`b_labelIds.png`, `b-mask.png`), where endings of image files
-            such as `_leftImg8bit` are left out; else what is found so without the outer folders (`b.*`).
-        classes: table, or its file; when None, a `classes.json` or `classes.yaml` beside or above the labels is used,
-            else the values are the classes 0 … `num_classes` − 1. Without ids of their own, two classes may also be
-            masks of 0 and 255.
-        class_map: mapping, or `FILE.json[:key]`, from those classes to the model's.
-        num_classes: of the model; needed where there is no table, and the least number of classes after a map.
-
-    Raises:
-        DataError: if labels are missing or the table can't be used.
-    """
-    if labels is None:
-        labelled = _published(images)
-    else:
-        labelled = _parallel(open_images(images), Path(labels), classes, num_classes)
-    if class_map is None:
-        return labelled
-    mapping = load_class_map(class_map) if isinstance(class_map, str) else class_map
-    table = labelled.table.mapped(mapping, count=num_classes or 0)
-    return Labelled(labelled.images, labelled.paths, table, labelled.decode)
-
-
-def _published(spec: Any) -> Labelled:
-    from das3.data.published import is_spec, open_spec  # it is built on this module
-
-    if not isinstance(spec, str) or not is_spec(spec):
-        raise DataError("labels are missing; give their folder with --labels (or --eval-labels)")
-    found = open_spec(spec)
-    if isinstance(found, Images):
-        raise DataError(f"{spec} has no labels on disk; choose another split")
-    return found
-
-
-def _parallel(images: Images, root: Path, classes: ClassTable | str | Path | None, num_classes: int | None) -> Labelled:
-    if not root.is_dir():
-        raise DataError(f"no folder of labels at {root}")
-    table = classes if isinstance(classes, ClassTable) else find_table(root, classes, num_classes)
-    paths = match_labels(images.names, root)
-    if len(table.names) == 2 and table.ids is None and _are_masks(paths):
-        table = replace(table, ids={0: 0, 255: 1}, ignore=frozenset())
-    return Labelled(images, paths, table)
-
-
-def _are_masks(paths: Sequence[Path], sample: int = 32) -> bool:
-    """Whether 255 means the second class: nothing but 0 and 255 occurs in a sample of the files.
-
-    Said of all files or none: in a set of ids with 255 for ignore, single files may lack the second class.
-    """
-    found: set[int] = set()
-    for i in spread(len(paths), sample):
-        found.update(np.unique(decode_label(paths[i])).tolist())
-    return found <= {0, 255} and 255 in found
 
 
 def find_table(labels: Path, classes: str | Path | None = None, num_classes: int | None = None) -> ClassTable:

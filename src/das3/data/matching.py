@@ -10,10 +10,10 @@ from pathlib import Path
 from das3.data.images import SUFFIXES, find_files
 from das3.errors import DataError
 
-__all__ = ["match_labels", "some"]
+__all__ = ["abbreviate", "match_labels"]
 
 
-def some(values: Sequence[object], most: int = 8) -> str:
+def abbreviate(values: Sequence[object], most: int = 8) -> str:
     """The first few of many, for a message."""
     shown = ", ".join(str(v) for v in values[:most])
     return shown + (f", … ({len(values)} in all)" if len(values) > most else "")
@@ -42,13 +42,13 @@ def match_labels(names: Sequence[str], root: Path) -> list[Path]:
         if len(stems) == 1:
             found[name] = stems[0]
         else:
-            missing.append(f"{name} (may be {some(stems, 3)})" if stems else name)
+            missing.append(f"{name} (may be {abbreviate(stems, 3)})" if stems else name)
     if missing:
-        raise DataError(f"{len(missing)} of {len(names)} images have no label in {root}: {some(missing, 3)}")
+        raise DataError(f"{len(missing)} of {len(names)} images have no label in {root}: {abbreviate(missing, 3)}")
     for stem, count in Counter(found.values()).items():
         if count > 1:
             who = [name for name, s in found.items() if s == stem]
-            raise DataError(f"label {files[stem]} fits {count} images ({some(who, 3)}); give each image its own")
+            raise DataError(f"label {files[stem]} fits {count} images ({abbreviate(who, 3)}); give each image its own")
     return [files[found[name]] for name in names]
 
 

@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from das3.data.rare_classes import RareClasses
+from das3.losses import IGNORE_INDEX
 
-__all__ = ["Sample", "Samples", "Augmentation", "auto_crop"]
+__all__ = ["Augmentation", "Sample", "Samples", "auto_crop"]
 
 Sample = dict[str, Tensor]
 """image: 3×H×W float32 RGB in [0, 1]; valid: H×W bool, false on padding; any label maps: …×H×W uint8."""
 
 Maps = Callable[[int], Mapping[str, NDArray[np.uint8]]]
 """Label maps of image i, each …×H×W uint8 of the image's size."""
-
-IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from das3.data.class_table import IGNORE_INDEX
 from das3.data.published.classes import CITYSCAPES
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["colorize", "contact_sheet", "grid", "overlay", "palette", "strip"]
 

@@ -51,7 +51,7 @@ def evaluate(
     Args:
         segmenter: the model; predicts in evaluation mode, each layer's own mode is restored.
         labelled: images and labels.
-        size, flip, scales, tile: see `das3.evaluation.predict.How`.
+        size, flip, scales, tile: see `das3.evaluation.predict.PredictOptions`.
         classes: the mean is over these alone, e.g. `das3.data.published.classes.SUBSETS[13]`; all when None.
         boundary: also measure the classes' edges.
         progress: wraps the iteration over images (items, what, total).

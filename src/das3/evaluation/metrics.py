@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["BoundaryIoU", "ConfusionMatrix", "gap_closed"]
+__all__ = ["BoundaryIoU", "ConfusionMatrix", "gap_closed", "percent"]
 
 Ids = Tensor | NDArray[np.integer]
 Scores = NDArray[np.float64]
@@ -187,3 +188,12 @@ def gap_closed(source: float | None, adapted: float | None, oracle: float | None
     if source is None or adapted is None or oracle is None or not oracle > source:
         return None
     return (adapted - source) / (oracle - source)
+
+
+def percent(evaluation: Any) -> dict[str, Any]:
+    """mIoU and IoU per class as summary.json and result files give them: in percent, absent classes None."""
+    per_class = {
+        name: None if iou != iou else round(100 * iou, 4)  # NaN is not JSON
+        for name, iou in evaluation.per_class_iou.items()
+    }
+    return {"miou": round(100 * evaluation.miou, 4), "per_class_iou": per_class}

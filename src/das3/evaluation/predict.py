@@ -11,7 +11,6 @@ from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
-from das3.files import write_atomically
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,10 +21,11 @@ from das3.data.visualize import overlay
 from das3.errors import DataError, ModelError, RecipeError
 from das3.evaluation.tiled_io import PngWriter, Rows, open_rows
 from das3.evaluation.tta import TestTimeAugmentation
+from das3.files import write_atomically
 from das3.segmenter import Segmenter, evaluating
 
 __all__ = [
-    "How",
+    "PredictOptions",
     "file_values",
     "label_tensor",
     "predict_batch",
@@ -41,16 +41,18 @@ WHOLE_PIXELS = 4_200_000
 TILE = 1024
 """Side of those tiles, in pixels of the network's input."""
 
-_GRID = 32  # tiles begin at multiples of this, so that a network's strides fall on the same pixels in all of them
-_SMALLEST = 2 * _GRID
+TILE_ALIGNMENT = 32
+"""Tiles begin at multiples of this, so that a network's strides fall on the same pixels in all of them."""
+
+_SMALLEST = 2 * TILE_ALIGNMENT
 _VALUES = 2**24  # probabilities that are made at once when an image is predicted whole: 64 MiB
 
 Source = NDArray[np.uint8] | str | Path
 Block = tuple[int, int, Tensor]  # top, left and probabilities C×n×m of a part of an image
 
 
-class How(TypedDict, total=False):
-    """How an image is predicted.
+class PredictOptions(TypedDict, total=False):
+    """PredictOptions an image is predicted.
 
     Attributes:
         size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None, the
@@ -90,7 +92,7 @@ def predict_batch(
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
         images: B images H×W×3 uint8 RGB.
-        size, flip, scales: see `How`.
+        size, flip, scales: see `PredictOptions`.
 
     Returns:
         B×C×H×W float32 at the images' own size, on the segmenter's device; the mean of the views' softmax of bilinearly
@@ -109,13 +111,13 @@ def predict_batch(
         return views.probs(views.logits(images, views.input_shape(shape)), shape, 0, shape[0])
 
 
-def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Tensor:
+def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[PredictOptions]) -> Tensor:
     """Class probabilities of one image.
 
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
         image: H×W×3 uint8 RGB, or a file.
-        how: see `How`.
+        how: see `PredictOptions`.
 
     Returns:
         C×H×W float32 at the image's own size, on the segmenter's device; each pixel sums to 1.
@@ -132,7 +134,7 @@ def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Te
     return found
 
 
-def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> NDArray[np.uint8]:
+def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[PredictOptions]) -> NDArray[np.uint8]:
     """Most probable class of each pixel; the probabilities of the whole image are never in memory at once.
 
     Args and errors are those of `predict_probs`.
@@ -146,7 +148,7 @@ def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> N
     return label_tensor(segmenter, image, **how).cpu().numpy()
 
 
-def label_tensor(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Tensor:
+def label_tensor(segmenter: Segmenter, image: Source, **how: Unpack[PredictOptions]) -> Tensor:
     """`predict_labels`, left on the segmenter's device."""
     blocks = _Blocks(segmenter, **how)
     with open_rows(image) as rows, _predicting(segmenter):
@@ -154,13 +156,18 @@ def label_tensor(segmenter: Segmenter, image: Source, **how: Unpack[How]) -> Ten
 
 
 def predict_to_file(
-    segmenter: Segmenter, image: Source, out: str | Path, *, values: Sequence[int] | None = None, **how: Unpack[How]
+    segmenter: Segmenter,
+    image: Source,
+    out: str | Path,
+    *,
+    values: Sequence[int] | None = None,
+    **how: Unpack[PredictOptions],
 ) -> Path:
     """Label an image into a PNG, row by row.
 
     In tiles, memory holds one band of the image, one of labels, one tile's probabilities and those of the overlap with
-    the next band (C × overlap × W float32); of which files more is needed, `das3.evaluation.tiled_io.open_rows` says. An image that
-    the model resizes to few pixels is not tiled by itself; it is read whole.
+    the next band (C × overlap × W float32); `das3.evaluation.tiled_io.open_rows` says which files need more. An image
+    that the model resizes to few pixels is not tiled by itself; it is read whole.
 
     Args:
         segmenter, image, how: see `predict_probs`.
@@ -182,7 +189,7 @@ def predict_to_file(
 
 @dataclass(frozen=True)
 class _Blocks(TestTimeAugmentation):
-    """An image's prediction, one block after the other; `How` says what the fields are."""
+    """An image's prediction, one block after the other; `PredictOptions` says what the fields are."""
 
     tile: int | None = None
     overlap: float = 0.25
@@ -220,7 +227,7 @@ class _Blocks(TestTimeAugmentation):
             if height * width * max(self.scales) ** 2 <= WHOLE_PIXELS:
                 return None
             tile = max(_SMALLEST, round(TILE * (shape[0] * shape[1] / (height * width)) ** 0.5))
-        return -(-tile // _GRID) * _GRID
+        return -(-tile // TILE_ALIGNMENT) * TILE_ALIGNMENT
 
     def _whole(self, rows: Rows) -> Iterator[Block]:
         height, width = rows.shape
@@ -259,9 +266,11 @@ class _Blocks(TestTimeAugmentation):
 
 def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, Tensor]]:
     """Tiles along a side: (first pixel, end, first pixel of the next tile, weights)."""
-    step = max(_GRID, int(tile * (1 - overlap)) // _GRID * _GRID)
+    step = max(TILE_ALIGNMENT, int(tile * (1 - overlap)) // TILE_ALIGNMENT * TILE_ALIGNMENT)
     count = max(0, -(-(length - tile) // step)) + 1
-    starts = [int(i * max(0, length - tile) / max(1, count - 1)) // _GRID * _GRID for i in range(count)]
+    starts = [
+        int(i * max(0, length - tile) / max(1, count - 1)) // TILE_ALIGNMENT * TILE_ALIGNMENT for i in range(count)
+    ]
     starts = sorted(set(starts))
     nexts, stops = [*starts[1:], length], [*(start + tile for start in starts[:-1]), length]
     return [
@@ -297,9 +306,8 @@ def write_prediction(
         folder: where to; sub-folders are made.
         name: of the image, as in `Images.names`; may have folders in it.
         labels: H×W uint8 class ids.
-        values: what stands for each class in the label file; the class ids when None. `das3.evaluation.predict.file_values` of a
-            class table gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a
-            mask.
+        values: what stands for each class in the label file; the class ids when None. `file_values` of a class table
+            gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a mask.
         colors: C×3; also write colors/NAME.png, a palette image of the class ids.
         image: H×W×3; also write overlays/NAME.png, the colours over the image. Needs `colors`.
         probs: C×H×W; also write probs/NAME.npz, float16 under the key "probs".

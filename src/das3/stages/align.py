@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from das3.data.samples import Sample, Samples
 from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage
+from das3.stages.choose_transform import choose_input_transform
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
+from das3.stages.priors import class_priors
 
 __all__ = ["Align"]
 
@@ -26,43 +27,28 @@ class AlignOptions(StageOptions):
     Attributes:
         alpha: scale of the focal entropic loss.
         gamma: its focus: the larger, the less unsure pixels contribute.
-        detach_focus: keep the factor (1 − H)^γ out of the gradient. In the gradient, as released, it drives every pixel
-            of entropy above 1 / (γ + 1) to be less sure still.
+        detach_focus: keep the factor (1 − H)^γ out of the gradient. In the gradient, as in ATP's released code, it
+            makes every pixel of entropy above 1 / (γ + 1) less sure still.
         diversity_weight: weight of the diversity loss.
-        entropy_weight: steepness of the diversity loss's pixel weights exp(−a H).
-        memory: share of the running mean prediction in the diversity loss's p̄; 0 uses each batch alone, which pushes
-            every batch to show all classes equally.
-        prior: what the diversity loss draws p̄ to: equal shares ("uniform", the paper's) or the mean prediction of the
-            model that enters, its norm statistics re-estimated ("model"), since no street shows as many poles as road.
-        class_balance: in [0, 1]; how much a class counts for more in that mean prediction q that wins too few pixels:
-            q s^balance, s as in `das3.stages.priors.ClassPriors`, since a model in doubt predicts rare classes too rarely.
-        color_transforms: train on the images evenly lit or in another tone, such as grey, if the model clearly makes more of them
-            then, see `das3.stages.context.StageContext.choose_input_transform`; often it does not.
+        entropy_weight: a, steepness of the diversity loss's pixel weights exp(−a H).
+        prior: what the diversity loss draws the mean prediction to: equal shares ("uniform", the paper's), or the mean
+            prediction of the model that enters the stage ("model"), since no street shows as many poles as road.
+        class_balance: in [0, 1]; raises, in the prior "model", classes that win fewer pixels than their mean
+            probability: q_c s_c^class_balance, see `das3.stages.priors.ClassPriors`.
+        color_transforms: train on transformed images (even illumination, grayscale, …) if the model is clearly more
+            confident on them, see `das3.stages.choose_transform`; often it is not.
     """
 
     steps: int = 60
     lr: float = 5e-5
-    alpha: float = 1.0
-    gamma: float = 5.0
+    alpha: float = option(1.0, low=0)
+    gamma: float = option(5.0, low=0)
     detach_focus: bool = True
-    diversity_weight: float = 1.0
-    entropy_weight: float = 3.0
-    memory: float = 0.0
-    prior: Literal["uniform", "model"] = "model"
-    class_balance: float = 0.5
-    color_transforms: bool = True
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {
-            "alpha": self.alpha >= 0,
-            "gamma": self.gamma >= 0,
-            "diversity_weight": self.diversity_weight >= 0,
-            "entropy_weight": self.entropy_weight >= 0,
-            "memory": 0 <= self.memory < 1,
-            "prior": self.prior in ("uniform", "model"),
-            "class_balance": 0 <= self.class_balance <= 1,
-        }
+    diversity_weight: float = option(1.0, low=0, old="diversity")
+    entropy_weight: float = option(3.0, low=0, old="a")
+    prior: Literal["uniform", "model"] = option("model", choices=("uniform", "model"))
+    class_balance: float = option(0.5, low=0, high=1, old="balance")
+    color_transforms: bool = option(True, old="tones")
 
 
 class Align(Stage[AlignOptions]):
@@ -70,50 +56,37 @@ class Align(Stage[AlignOptions]):
 
     name = "align"
     Options = AlignOptions
-    running: Tensor
 
     def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
         """f alone: g stays bit-equal."""
         return segmenter.feature_parameters()
 
     def prepare(self, context: StageContext) -> Samples:
-        """The prior, if it is the model's, and room for the running mean prediction."""
+        """Choose the input transform, and compute the prior if it is the model's."""
         options = self.options
-        # Statistics that are held are those of the images as they are, so that is how they are shown.
-        shown = context.choose_input_transform(
-            tones=options.color_transforms and options.bn_mode == "batch", zooms=False
+        # Statistics that are held are those of the images as they are, so no other images may be shown.
+        context = choose_input_transform(
+            context, color=options.color_transforms and options.bn_mode == "batch", upscale=False
         )
-        self.look = shown.transform_name
-        classes = context.segmenter.num_classes
-        self.register_buffer("running", torch.zeros(classes, device=context.fabric.device))
-        self.prior = None
+        self.input_transform = context.transform_name
+        self.prior: Tensor | None = None
         if options.prior == "model":
-            layout, underprediction_ratio = shown.habits()
-            shares = layout.mean(dim=(1, 2)) * underprediction_ratio**options.class_balance
+            priors = class_priors(context)
+            shares = priors.spatial_prior.mean(dim=(1, 2)) * priors.underprediction_ratio**options.class_balance
             self.prior = shares / shares.sum()
-        return shown.samples(options)
+        return context.samples(options)
+
+    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
+        """Focal entropy of every pixel, and diversity of the batch's mean prediction."""
+        options, valid = self.options, batch["valid"]
+        logits = segmenter(batch["image"])
+        mean = mean_prediction(logits, entropy_weight=options.entropy_weight, valid=valid)
+        focal = focal_entropy_loss(
+            logits, gamma=options.gamma, alpha=options.alpha, valid=valid, detach_focus=options.detach_focus
+        )
+        return {"focal_entropy": focal, "diversity": options.diversity_weight * diversity_loss(mean, self.prior)}
 
     def finish(self, context: StageContext) -> None:
         """Norm statistics of whole images: those of the last batches of crops are a worse estimate of the same."""
         if self.options.bn_mode == "batch":
             context.reestimate_bn()
-
-    def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
-        """Focal entropy of every pixel and diversity of the (running) mean prediction."""
-        options = self.options
-        logits = segmenter(batch["image"])
-        mean = mean_prediction(logits, a=options.entropy_weight, valid=batch["valid"])
-        if options.memory:
-            past = self.running if self.running.any() else mean.detach()
-            mean = options.memory * past + (1 - options.memory) * mean
-            self.running.copy_(mean.detach())
-        return {
-            "focal_entropy": focal_entropy_loss(
-                logits,
-                gamma=options.gamma,
-                alpha=options.alpha,
-                valid=batch["valid"],
-                detach_focus=options.detach_focus,
-            ),
-            "diversity": options.diversity_weight * diversity_loss(mean, self.prior),
-        }

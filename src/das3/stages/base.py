@@ -1,65 +1,20 @@
-"""What a stage is: everything a method has to say, and nothing that the engine can do for it."""
+"""The interface of a stage: what a method has to say, and nothing that the training loop can do for it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from das3.data.label_store import LabelStore
 from das3.data.samples import Sample, Samples
-from das3.errors import RecipeError
-from das3.norms import NormMode
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
+from das3.stages.options import StageOptions
 
-__all__ = ["Stage", "StageOptions"]
-
-
-@dataclass(frozen=True)
-class StageOptions:
-    """Options that every stage has.
-
-    Attributes:
-        steps: optimiser steps.
-        lr: learning rate at the end of the warm-up.
-        head_lr_factor: the classifier's learning rate is this times `lr`.
-        bn_mode: statistics that batch-norm layers run on: each batch's ("batch"), re-estimated on the target images before
-            the stage and then held ("target"), or those the model came with ("frozen").
-        scale: smallest and largest random zoom.
-        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
-        blur: probability of a random Gaussian blur.
-    """
-
-    steps: int = 200
-    lr: float = 1e-4
-    head_lr_factor: float = 1.0
-    bn_mode: NormMode = "batch"
-    scale: tuple[float, float] = (1.0, 1.0)
-    color: float = 0.0
-    blur: float = 0.0
-
-    def __post_init__(self) -> None:
-        checks = {
-            "steps": self.steps >= 0,
-            "lr": self.lr > 0,
-            "head_lr_factor": self.head_lr_factor >= 0,
-            "bn_mode": self.bn_mode in ("batch", "target", "frozen"),
-            "scale": len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1],
-            "color": self.color >= 0,
-            "blur": 0 <= self.blur <= 1,
-            **self.checks(),
-        }
-        for name, ok in checks.items():
-            if not ok:
-                raise RecipeError(f"{name}={getattr(self, name)!r} is out of range; see `das3 adapt --help`")
-
-    def checks(self) -> dict[str, bool]:
-        """A stage's own fields → whether the value can be used."""
-        return {}
+__all__ = ["OptionsT", "Stage", "parameter_groups"]
 
 
 OptionsT = TypeVar("OptionsT", bound=StageOptions)
@@ -77,7 +32,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
-        look: name of the look (see `das3.input_transforms`) that `prepare` found best to show the model its images in, if it did.
+        input_transform: name of the transform (see `das3.input_transforms`) that `prepare` chose, if it tried any.
     """
 
     name: ClassVar[str]
@@ -88,7 +43,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         super().__init__()
         self.options = options
         self.pseudo_labels: LabelStore | None = None
-        self.look: str | None = None
+        self.input_transform: str | None = None
 
     def trainable(self, segmenter: Segmenter) -> Iterator[nn.Parameter]:
         """Parameters that the stage trains; all others are frozen."""

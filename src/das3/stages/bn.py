@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from das3.data.samples import Sample, Samples
-from das3.norms import NormMode, reestimate
+from das3.norms import BatchNormMode
 from das3.stages.base import Stage
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
 
 __all__ = ["BatchNorm"]
 
@@ -20,16 +20,12 @@ class BatchNormOptions(StageOptions):
     """Options of BN re-estimation.
 
     Attributes:
-        blend: share of the target's statistics; the rest stays with the source's.
+        target_weight: share of the target's statistics; the rest stays with the source's.
     """
 
-    steps: int = 0
-    bn_mode: NormMode = "frozen"
-    blend: float = 1.0
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {"steps": self.steps == 0, "blend": 0 <= self.blend <= 1}
+    steps: int = option(0, low=0, high=0)
+    bn_mode: BatchNormMode = "frozen"
+    target_weight: float = option(1.0, low=0, high=1, old="blend")
 
 
 class BatchNorm(Stage[BatchNormOptions]):
@@ -40,7 +36,7 @@ class BatchNorm(Stage[BatchNormOptions]):
 
     def prepare(self, context: StageContext) -> Samples:
         """Everything there is to do."""
-        reestimate(context.segmenter, context.batches(), blend=self.options.blend)
+        context.reestimate_bn(context.groups(), target_weight=self.options.target_weight)
         return context.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:

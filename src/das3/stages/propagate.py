@@ -15,10 +15,12 @@ from das3.data.rare_classes import RareClasses
 from das3.data.samples import Sample, Samples
 from das3.ema import copy_weights, interpolate_weights
 from das3.losses import entropy_of_probs, pairwise_loss, positive_loss
-from das3.pseudo_labels import adjusted
+from das3.pseudo_labels import adjust_posteriors
 from das3.stages.base import Stage
+from das3.stages.choose_transform import choose_input_transform
 from das3.stages.context import StageContext
-from das3.stages.options import StageOptions
+from das3.stages.options import StageOptions, option
+from das3.stages.priors import class_priors
 
 __all__ = ["Propagate", "split_by_entropy"]
 
@@ -30,48 +32,32 @@ class PropagateOptions(StageOptions):
     Attributes:
         easy_share: share of the images, those of lowest mean entropy, that count as easy.
         mix: class-mix hard images in pairs; without, they are shown as they are.
-        smoothing: share of the teacher's label that all classes are given equally, in [0, 1).
-        class_balance: in [0, 1]; how much a class counts for more that wins too few pixels, in the teacher's labels, see
-            `das3.pseudo_labels.adjusted`; 0 is the paper's plain argmax.
-        spatial_prior_weight: how much a class counts for more where in the images it is usually seen, see there; 0 is the paper's.
-        color_transforms: show the teacher the images evenly lit or in another tone, as in stage 2.
-        upscale: show it larger images, as in stage 2.
-        pairwise_weight: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of a class, see
-            `das3.losses.pairwise_loss`; 0 is the paper's.
+        class_balance: in [0, 1]; raises classes that win too few pixels in the teacher's labels, see
+            `das3.pseudo_labels.adjust_posteriors`; 0 is the paper's plain argmax.
+        spatial_prior_weight: raises a class where in the images it is usually seen, see there; 0 is the paper's.
+        color_transforms: make the teacher's labels on transformed images, as in stage 2.
+        upscale: make them on enlarged images, as in stage 2.
+        pairwise_weight: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of one
+            class, see `das3.losses.pairwise_loss`; 0 is the paper's.
         rare_temperature: T of rare-class sampling, as in stage 2, among the easy images and among the hard ones; the
             class for which a hard one is drawn is among those that are mixed into the other. 0 is the paper's.
-        source_weight: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the paper's.
-        rounds: how often the teacher is replaced by the student and the stage is run again.
+        source_weight: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the
+            paper's.
     """
 
     steps: int = 240
     lr: float = 3e-4
     color: float = 0.3
     blur: float = 0.3
-    easy_share: float = 0.3
+    easy_share: float = option(0.3, low=0, high=1)
     mix: bool = True
-    smoothing: float = 0.0
-    class_balance: float = 0.5
-    spatial_prior_weight: float = 0.5
-    color_transforms: bool = True
-    upscale: bool = True
-    pairwise_weight: float = 0.0
-    rare_temperature: float = 0.0
-    source_weight: float = 0.3
-    rounds: int = 1
-
-    def checks(self) -> dict[str, bool]:
-        """Ranges of this stage's own options."""
-        return {
-            "easy_share": 0 <= self.easy_share <= 1,
-            "smoothing": 0 <= self.smoothing < 1,
-            "class_balance": 0 <= self.class_balance <= 1,
-            "spatial_prior_weight": self.spatial_prior_weight >= 0,
-            "pairwise_weight": self.pairwise_weight >= 0,
-            "rare_temperature": self.rare_temperature >= 0,
-            "source_weight": 0 <= self.source_weight < 1,
-            "rounds": self.rounds >= 1,
-        }
+    class_balance: float = option(0.5, low=0, high=1, old="balance")
+    spatial_prior_weight: float = option(0.5, low=0, old="layout")
+    color_transforms: bool = option(True, old="tones")
+    upscale: bool = option(True, old="zooms")
+    pairwise_weight: float = option(0.0, low=0, old="pairwise")
+    rare_temperature: float = option(0.0, low=0)
+    source_weight: float = option(0.3, low=0, below=1, old="keep")
 
 
 def split_by_entropy(entropies: Sequence[float], easy_share: float) -> tuple[list[int], list[int]]:
@@ -99,12 +85,12 @@ class Propagate(Stage[PropagateOptions]):
 
     def prepare(self, context: StageContext) -> Samples:
         """Label and rank every image by the model that enters, the teacher."""
-        self.entered = copy_weights(context.segmenter)
         options = self.options
-        shown = context.choose_input_transform(tones=options.color_transforms, zooms=options.upscale)
-        self.look = shown.transform_name
-        self.habits = shown.habits()
-        store = self.pseudo_labels = shown.label_all("teacher", self._teach)
+        self.incoming_weights = copy_weights(context.segmenter)
+        chosen = choose_input_transform(context, color=options.color_transforms, upscale=options.upscale)
+        self.input_transform = chosen.transform_name
+        self.priors = class_priors(chosen)
+        store = self.pseudo_labels = chosen.label_all("teacher", self._label)
         entropies = [float(store[i]["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, options.easy_share)
         plain = context.samples(options, maps=store.maps("labels"))
@@ -112,33 +98,37 @@ class Propagate(Stage[PropagateOptions]):
             plain.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
         return EasyAndHard(plain, easy, hard, mix=options.mix)
 
-    def _teach(self, probs: Tensor) -> dict[str, Tensor]:
-        likely = adjusted(
-            probs, *self.habits, balance=self.options.class_balance, place=self.options.spatial_prior_weight
+    def _label(self, probs: Tensor) -> dict[str, Tensor]:
+        options = self.options
+        adjusted = adjust_posteriors(
+            probs,
+            *self.priors,
+            class_balance=options.class_balance,
+            spatial_prior_weight=options.spatial_prior_weight,
         )
-        labels = likely.argmax(dim=0).to(torch.uint8)
+        labels = adjusted.argmax(dim=0).to(torch.uint8)
         return {"labels": labels, "entropy": entropy_of_probs(probs[None]).mean()}
 
     def finish(self, context: StageContext) -> None:
-        """Some of what the model could do before stays."""
-        interpolate_weights(context.segmenter, self.entered, self.options.source_weight)
+        """Weights between those that came in and those that were trained."""
+        interpolate_weights(context.segmenter, self.incoming_weights, self.options.source_weight)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy with the teacher's labels, the easy and the hard half each as its own mean."""
-        logits, hard = segmenter(batch["image"]), batch["hard"]
-        losses = {}
-        for name, chosen in (("easy", ~hard), ("hard", hard)):
-            if chosen.any():
-                labels = batch["labels"][chosen]
-                losses[name] = positive_loss(logits[chosen], labels, smoothing=self.options.smoothing)
-        if self.options.pairwise_weight:
-            pairwise = pairwise_loss(logits, batch["image"], valid=batch["valid"])
-            losses["pairwise"] = self.options.pairwise_weight * pairwise
+        options, hard = self.options, batch["hard"]
+        logits = segmenter(batch["image"])
+        losses = {
+            name: positive_loss(logits[chosen], batch["labels"][chosen])
+            for name, chosen in (("easy", ~hard), ("hard", hard))
+            if chosen.any()
+        }
+        if options.pairwise_weight:
+            losses["pairwise"] = options.pairwise_weight * pairwise_loss(logits, batch["image"], valid=batch["valid"])
         return losses
 
 
 class EasyAndHard(Samples):
-    """Samples of even number are easy images, those of odd number two hard ones mixed."""
+    """Samples of even number are easy images, those of odd number two hard ones mixed; of one kind only, if all are."""
 
     def __init__(self, plain: Samples, easy: Sequence[int], hard: Sequence[int], *, mix: bool) -> None:
         super().__init__(plain.images, plain.view, seed=plain.seed, maps=plain.maps)
@@ -148,11 +138,12 @@ class EasyAndHard(Samples):
 
     def __getitem__(self, n: int) -> Sample:
         """Sample number n ≥ 0."""
-        rng = self.rng(n)
-        is_hard = bool(n % 2) if len(self.easy.order) and len(self.hard.order) else bool(len(self.hard.order))
-        half = self.hard if is_hard else self.easy
-        sample = half.cut(half.pick(n // 2), rng)
+        both = len(self.easy.order) > 0 and len(self.hard.order) > 0
+        is_hard = n % 2 == 1 if both else len(self.hard.order) > 0
+        place = n // 2 if both else n  # each image once an epoch
+        half, rng = self.hard if is_hard else self.easy, self.rng(n)
+        sample = half.cut(half.pick(place), rng)
         if is_hard and self.mix:
-            index, wanted = half.draw(n // 2, salt=1)
+            index, wanted = half.draw(place, salt=1)
             sample = class_mix(half.cut(index, rng), sample, rng, wanted=wanted)
         return {**sample, "hard": torch.tensor(is_hard)}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from das3.losses import IGNORE_INDEX
 from das3.stages.context import StageContext
 
 __all__ = ["confidence_histogram", "data_set_thresholds", "label_above", "normalized_labels", "thresholds_of"]
@@ -29,18 +30,18 @@ def confidence_histogram(probs: Tensor) -> Tensor:
     return torch.bincount((prediction * BINS + bins).flatten(), minlength=classes * BINS).view(classes, BINS)
 
 
-def thresholds_of(histogram: Tensor, share: float) -> Tensor:
-    """λ_c, C float32: confidence that the surest `share` of the pixels predicted as c reach, to within half a percent
-    of its distance to 1; 1 for a class that is not predicted.
+def thresholds_of(histogram: Tensor, top_fraction: float) -> Tensor:
+    """λ_c, C float32: confidence that the surest `top_fraction` of the pixels predicted as c reach, to within half a
+    percent of its distance to 1; 1 for a class that is not predicted.
 
     Args:
         histogram: C×BINS counts, see `confidence_histogram`.
-        share: in (0, 1].
+        top_fraction: in (0, 1].
 
     Source: CBST (Zou et al., ECCV 2018), k_c; the authors sort all confidences of the data set.
     """
     surest_first = histogram.flip(1).cumsum(1)
-    wanted = torch.ceil(histogram.sum(1, keepdim=True).double() * share - 1e-6).clamp(min=1)
+    wanted = torch.ceil(histogram.sum(1, keepdim=True).double() * top_fraction - 1e-6).clamp(min=1)
     position = (surest_first < wanted).sum(1)  # bins that are kept whole before the one that λ is in
     lower_edge = (BINS - 1 - position).clamp(min=0) * (_OCTAVES / BINS)
     thresholds = 1 - torch.exp2(-lower_edge.double())
@@ -49,7 +50,7 @@ def thresholds_of(histogram: Tensor, share: float) -> Tensor:
 
 def data_set_thresholds(
     context: StageContext,
-    share: float,
+    top_fraction: float,
     *,
     adjust: Callable[[Tensor], Tensor] = lambda probs: probs,
 ) -> Tensor:
@@ -57,7 +58,7 @@ def data_set_thresholds(
 
     Args:
         context: model and images.
-        share: in (0, 1], see `thresholds_of`.
+        top_fraction: in (0, 1], see `thresholds_of`.
         adjust: probabilities C×H×W of an image → those whose confidences count.
     """
 
@@ -67,10 +68,10 @@ def data_set_thresholds(
     store = context.label_all("confidences", confidences)
     total = sum(torch.from_numpy(store[i]["histogram"]).long() for i in range(len(store)))
     assert isinstance(total, Tensor)
-    return thresholds_of(total, share).to(context.fabric.device)
+    return thresholds_of(total, top_fraction).to(context.fabric.device)
 
 
-def normalized_labels(probs: Tensor, thresholds: Tensor, *, ignore_index: int = 255) -> Tensor:
+def normalized_labels(probs: Tensor, thresholds: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Class of the largest p_c / λ_c where that is at least 1, else `ignore_index`: H×W uint8.
 
     Args:
@@ -84,7 +85,7 @@ def normalized_labels(probs: Tensor, thresholds: Tensor, *, ignore_index: int = 
     return torch.where(best >= 1, label, ignore_index).to(torch.uint8)
 
 
-def label_above(probs: Tensor, thresholds: Tensor, *, ignore_index: int = 255) -> Tensor:
+def label_above(probs: Tensor, thresholds: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The likeliest class where its probability is at least its threshold, else `ignore_index`: H×W uint8."""
     best, label = probs.max(dim=0)
     return torch.where(best >= thresholds[label], label, ignore_index).to(torch.uint8)

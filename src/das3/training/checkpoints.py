@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import threading
@@ -14,19 +13,9 @@ from typing import Any
 import torch
 
 from das3.errors import TrainingError
+from das3.files import writing_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write_atomically"]
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` into `path` such that at every moment the file is the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -35,24 +24,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         TrainingError: if the disk does not take it; the previous checkpoint is still whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     try:
-        with _held_back_interrupts():
-            with part.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+        with _interrupts_postponed(), writing_atomically(path) as file:
+            torch.save(state, file)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise TrainingError(
             f"can't write {path} ({error.strerror}); free some space, then go on with --resume"
         ) from error
 
 
 @contextmanager
-def _held_back_interrupts() -> Iterator[None]:
+def _interrupts_postponed() -> Iterator[None]:
     """Ctrl-C within takes effect afterwards: inside torch.save it would come out as a RuntimeError."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield

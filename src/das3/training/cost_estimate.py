@@ -18,24 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from das3.data.open import open_images
-from das3.registry import find_stage
-from das3.training.launch import open_evaluation, open_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from das3.baselines.bn_statistics import running_statistics
 from das3.data.images import Images, resize_image, resized_shape
 from das3.data.labels import Labelled
+from das3.data.open import open_images
 from das3.data.samples import auto_crop
 from das3.errors import RecipeError
 from das3.evaluation.evaluate import evaluate
 from das3.recipe import Recipe
+from das3.registry import find_stage
 from das3.segmenter import Segmenter, evaluating
 from das3.stages import Stage
 from das3.stages.base import parameter_groups
 from das3.stages.context import StageContext
+from das3.training.launch import open_evaluation, open_model
 from das3.training.loop import Record, make_fabric, train
 
 if TYPE_CHECKING:
@@ -252,11 +251,10 @@ def stage_cost(
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory(prefix="das3-dry-run-") as folder:
         seed = (recipe.seed, 0)
-        moments = running_statistics(segmenter)
-        context = StageContext(fabric, segmenter, shown, Path(folder), seed, crop, batch_size, moments)
+        context = StageContext(fabric, segmenter, shown, Path(folder), seed, crop, batch_size)
         try:
             began = time.perf_counter()
-            if stage.options.norm != "frozen":
+            if stage.options.bn_mode != "frozen":
                 context.reestimate_bn()
             samples = stage.prepare(context)
             prepared = time.perf_counter() - began
@@ -347,7 +345,7 @@ def _fixed_bytes(segmenter: Segmenter, stage: Stage[Any], recipe: Recipe) -> int
     trained = _bytes(p for group in groups for p in group["params"])
     weights = _bytes(segmenter.state_dict().values())
     states = {"sgd": 1, "adamw": 2}[recipe.optimizer]
-    averages = 1 if recipe.average else 0
+    averages = 1 if recipe.ema_decay else 0
     return weights * (1 + averages) + _bytes(stage.state_dict().values()) + trained * (1 + states)
 
 

@@ -11,11 +11,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from das3.stages.options import StageOptions
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -25,56 +24,12 @@ from das3.errors import RecipeError, TrainingError
 from das3.norms import set_norm_mode
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
+from das3.stages.options import LoopOptions, StageOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["LoopOptions", "Record", "StepState", "learning_rate", "make_fabric", "train"]
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """How every stage is trained.
-
-    Attributes:
-        batch_size: samples per optimiser step and accumulation, over all processes.
-        accumulate: batches whose gradients are summed before a step.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
-        weight_decay: of weights; biases and norm layers have none.
-        power: of the polynomial decay of the learning rate.
-        warmup: share of the steps in which the rate rises linearly.
-        clip: largest gradient norm; 0 for no limit.
-        average: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
-        workers: processes that load images; 0 loads in the main process.
-        log_every: steps between two lines of metrics.jsonl.
-        checkpoint_every: steps between two checkpoints.
-    """
-
-    batch_size: int = 8
-    accumulate: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = 0.01
-    power: float = 0.9
-    warmup: float = 0.05
-    clip: float = 1.0
-    average: float = 0.0
-    workers: int = 0
-    log_every: int = 10
-    checkpoint_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "power", "clip", "workers"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name} can't be negative, got {getattr(self, name)}")
-        if not 0 <= self.average < 1:
-            raise RecipeError(f"average is a decay, at least 0 and below 1, got {self.average}")
-        if not 0 <= self.warmup <= 1:
-            raise RecipeError(f"warmup is a share of the steps, 0 to 1, got {self.warmup}")
-        if self.optimizer not in ("adamw", "sgd"):
-            raise RecipeError(f"optimizer must be adamw or sgd, got {self.optimizer!r}")
+__all__ = ["Record", "StepState", "learning_rate", "make_fabric", "train"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +39,7 @@ class StepState:
     step: int
     optimizer: dict[str, Any]
     stage: dict[str, Tensor]
-    average: dict[str, Any] | None = None
+    ema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -175,17 +130,17 @@ def train(
     groups = parameter_groups(segmenter, stage, options.weight_decay)
     optimizer = _optimizer(groups, options)
     model, optimizer = fabric.setup(segmenter, optimizer)
-    average = ExponentialMovingAverage(segmenter, options.average) if options.average else None
+    ema = ExponentialMovingAverage(segmenter, options.ema_decay) if options.ema_decay else None
     first = 0
     if start:
         first = start.step
         optimizer.load_state_dict(start.optimizer)
         stage.load_state_dict(start.stage)
-        if average and start.average:
-            average.load_state_dict(start.average)
+        if ema and start.ema:
+            ema.load_state_dict(start.ema)
     batches = _batches(fabric, samples, options, first * options.accumulate)
     segmenter.train()
-    set_norm_mode(segmenter, settings.norm)
+    set_norm_mode(segmenter, settings.bn_mode)
     meter = _Meter(options)
     for step in range(first, settings.steps):
         torch.manual_seed(step_seed(seed, step))
@@ -205,17 +160,17 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         stage.after_step(segmenter)
-        if average:
-            average.update(segmenter)
+        if ema:
+            ema.update(segmenter)
         done = step + 1
         saving = done % options.checkpoint_every == 0 and done < settings.steps
         if done % options.log_every == 0 or saving or done == settings.steps:
             report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
         if saving:
-            averaged = average.state_dict() if average else None
+            averaged = ema.state_dict() if ema else None
             save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
-    if average:
-        average.copy_to(segmenter)
+    if ema:
+        ema.copy_to(segmenter)
     for parameter, flag in flags:
         parameter.requires_grad_(flag)
     segmenter.eval()

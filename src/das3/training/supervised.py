@@ -7,31 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from das3.data.open import open_labelled
-from das3.training.launch import Result, measure_on, open_evaluation, open_model
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from das3.data.images import Images, resize_label
+from das3.data.images import resize_label
 from das3.data.labels import Labelled
+from das3.data.open import open_labelled
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
 from das3.losses import positive_loss
-from das3.models import save_segmenter
 from das3.recipe import RunOptions
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
-from das3.training.loop import make_fabric
-from das3.training.progress import Display
-from das3.training.run import Phase, Run, run_phases
+from das3.training.launch import Result, launch_run, open_evaluation, open_model
+from das3.training.phases import Phase
 
-__all__ = ["LabelMaps", "SourceRecipe", "Supervised", "part_of", "run_alone", "train_source", "train_supervised"]
+__all__ = ["SourceRecipe", "Supervised", "SupervisedLabels", "part_of", "train_source", "train_supervised"]
 
 T = TypeVar("T")
 
@@ -62,7 +58,7 @@ def part_of(recipe: Any, kind: type[T]) -> T:
     return kind(**{f.name: getattr(recipe, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
-class LabelMaps:
+class SupervisedLabels:
     """Label maps at the images' training size; small sets stay in memory."""
 
     def __init__(self, labelled: Labelled, sizes: Sequence[tuple[int, int]]) -> None:
@@ -90,7 +86,7 @@ class Supervised(Stage[StageOptions]):
 
     def prepare(self, context: StageContext) -> Samples:
         """Samples with labels."""
-        return context.samples(self.options, maps=LabelMaps(self.labelled, context.images.sizes()))
+        return context.samples(self.options, maps=SupervisedLabels(self.labelled, context.images.sizes()))
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Plain cross-entropy, as the source model is trained in the paper."""
@@ -123,53 +119,7 @@ def train_supervised(
     """
     labelled.check(sample=32)
     phase = Phase(name, lambda: Supervised(part_of(recipe, StageOptions), labelled))
-    return run_alone(phase, segmenter, labelled.images, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
-
-
-def run_alone(
-    phase: Phase,
-    segmenter: Segmenter,
-    images: Images,
-    recipe: RunOptions,
-    *,
-    evaluation: Labelled | None = None,
-    resume: bool = False,
-    quiet: bool = False,
-    measure_every: int = 0,
-) -> Result:
-    """Train a segmenter in place by one phase on images, into the run folder `recipe.out`.
-
-    Args:
-        phase: which stage, and what its row is called.
-        segmenter, recipe, evaluation, resume, quiet: as of `train_supervised`.
-        images: at any size.
-        measure_every: as of `das3.adapt`.
-
-    Raises:
-        RecipeError: if no folder is named or it holds another run.
-    """
-    if recipe.out is None:
-        raise RecipeError("--out is missing; name a folder for the run")
-    fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
-    fabric.launch()
-    run = Run(Path(recipe.out), recipe, resume=resume)
-    with Display(quiet=quiet) as display:
-        display.say(segmenter.describe())
-        images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
-        outcome = run_phases(
-            run,
-            fabric,
-            segmenter,
-            images,
-            [phase],
-            measure=measure_on(evaluation, display),
-            display=display,
-            measure_every=measure_every,
-        )
-    segmenter.to("cpu").eval()
-    if fabric.is_global_zero:
-        save_segmenter(segmenter, run.folder / "model")
-    return Result(segmenter.model, segmenter, run.write_summary(outcome.rows), None, run.folder)
+    return launch_run(segmenter, labelled.images, [phase], recipe, evaluation=evaluation, resume=resume, quiet=quiet)
 
 
 def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False) -> Result:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from das3.data.class_table import ClassTable
 from das3.data.images import ImageFiles, Images, find_files
 from das3.data.labels import Decode, Labelled, decode_label
-from das3.data.matching import some
+from das3.data.matching import abbreviate
 from das3.data.published.classes import SUBSETS, subset
 from das3.errors import DataError
 
@@ -106,13 +106,13 @@ class PublishedDataset(ABC):
             raise DataError(f"{self.name}: there is no folder {root}")
         self.condition = self._pick("condition", condition, self.conditions) if condition is not None else None
         if classes is not None and classes not in self.class_counts:
-            raise DataError(f"{self.name}: classes={classes} is not among {some(self.class_counts)}")
+            raise DataError(f"{self.name}: classes={classes} is not among {abbreviate(self.class_counts)}")
         self.classes = classes or next(iter(self.class_counts), None)
 
     def _pick(self, what: str, given: str, known: tuple[str, ...]) -> str:
         found = [value for value in known if value.lower() == given.lower()]
         if not found:
-            raise DataError(f"{self.name}: {what}={given} is not among {some(known, 20) or 'none at all'}")
+            raise DataError(f"{self.name}: {what}={given} is not among {abbreviate(known, 20) or 'none at all'}")
         return found[0]
 
     @abstractmethod
@@ -139,7 +139,9 @@ class PublishedDataset(ABC):
             self._collect(found, self.part(split, condition), split, condition)
         if not found.images:
             folders = [folder for condition in self.wanted() for folder in self.part(split, condition).folders]
-            raise DataError(f"{self.name}: no images of split {split} in {self.root}; looked in {some(folders, 4)}")
+            raise DataError(
+                f"{self.name}: no images of split {split} in {self.root}; looked in {abbreviate(folders, 4)}"
+            )
         return found
 
     def _collect(self, found: Files, part: Part, split: str, condition: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable, Color
+from das3.data.class_table import ClassTable, Color
 from das3.data.published.base import LabelForm, Part, PublishedDataset
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["CamVid"]
 

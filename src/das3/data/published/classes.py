@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable, Color
+from das3.data.class_table import ClassTable, Color
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["CITYSCAPES", "CITYSCAPES_NAMES", "SUBSETS", "TRAIN_IDS", "street_table", "subset"]
 

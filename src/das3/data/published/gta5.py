@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-from das3.data.class_table import IGNORE_INDEX
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 from das3.data.published.classes import CITYSCAPES, street_table
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["GTA5"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable
+from das3.data.class_table import ClassTable
 from das3.data.published.base import LabelForm, Part, Polygons, PublishedDataset
 from das3.data.published.classes import TRAIN_IDS, street_table
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["IDD", "IDDLite"]
 

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable
+from das3.data.class_table import ClassTable
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 from das3.data.published.classes import street_table
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["Mapillary"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from das3.data.class_table import IGNORE_INDEX, ClassTable
+from das3.data.class_table import ClassTable
 from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.data.streets.classes import CLASS_NAMES, PALETTE
@@ -23,6 +23,7 @@ from das3.data.streets.light import Surfaces, record, shade
 from das3.data.streets.painter import ZOOM, Painter
 from das3.data.streets.styles import STYLES, Domain
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["CLASS_NAMES", "PALETTE", "Domain", "Streets", "render"]
 

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from das3.data.class_table import IGNORE_INDEX
 from das3.data.streets.painter import Painter, dim
 from das3.data.streets.town import PAINTS, backdrop, bush, fence, ground, hedge, house, side_street, tree
 from das3.data.streets.traffic import car, person, pole
+from das3.losses import IGNORE_INDEX
 
 __all__ = ["lay_out"]
 

@@ -1,0 +1,142 @@
+"""Open images, and images with labels, from whatever names them: a folder, a list, a data set, an object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from das3.data.class_table import ClassTable, load_class_map
+from das3.data.images import SUFFIXES, DatasetImages, ImageFiles, Images, find_files
+from das3.data.labels import Labelled, decode_label, evenly_spaced, find_table
+from das3.data.matching import match_labels
+from das3.data.published import is_spec, open_spec, spec_images
+from das3.errors import DataError
+
+__all__ = ["open_images", "open_labelled"]
+
+
+def open_images(source: Any) -> Images:
+    """Images of a folder tree, a list file, a sequence of paths or a dataset object.
+
+    Args:
+        source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a folder, searched with all its
+            sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
+            lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
+            and `__getitem__` whose items are images (PIL, H×W×3 or 3×H×W uint8, or floats in [0, 1]), alone, first in
+            a tuple, or under "image" or "pixel_values".
+
+    Raises:
+        DataError: if there are no images.
+    """
+    if isinstance(source, Images):
+        return source
+    if isinstance(source, str) and is_spec(source):
+        return spec_images(source)
+    if isinstance(source, str | Path):
+        return _open_path(Path(source))
+    if isinstance(source, Sequence) and source and all(isinstance(p, str | Path) for p in source):
+        return _listed([Path(p) for p in source])
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        if not len(source):
+            raise DataError("there are no images: the dataset or list is empty")
+        return DatasetImages(source)
+    raise DataError(f"can't take images from {type(source).__name__}; give a folder, a .txt list, paths or a dataset")
+
+
+def _open_path(path: Path) -> Images:
+    if path.is_dir():
+        found = find_files(path)
+        if not found:
+            raise DataError(f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))}")
+        return ImageFiles(found, path)
+    if path.suffix.lower() == ".txt" and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        listed = [path.parent / line for line in lines if line and not line.startswith("#")]
+        if not listed:
+            raise DataError(f"no images listed in {path}; write one path a line, relative to the file's folder")
+        return _listed(listed, path.parent)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return ImageFiles([path], path.parent)
+    raise DataError(f"no images at {path}; give an existing folder, or a .txt file that lists images")
+
+
+def _listed(paths: Sequence[Path], root: Path | None = None) -> Images:
+    """Named by their paths below `root`, or below the folder that holds them all if some are not in it."""
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(paths)} listed images do not exist, the first: {missing[0]}")
+    plain = [Path(os.path.abspath(p)) for p in paths]
+    root = Path(os.path.abspath(root)) if root else None
+    if root is None or not all(p.is_relative_to(root) for p in plain):
+        root = Path(os.path.commonpath([p.parent for p in plain]))
+    return ImageFiles(plain, root)
+
+
+def open_labelled(
+    images: Any,
+    labels: str | Path | None = None,
+    classes: ClassTable | str | Path | None = None,
+    *,
+    class_map: str | Mapping[int, int] | None = None,
+    num_classes: int | None = None,
+) -> Labelled:
+    """Images and their labels, matched by name in a parallel folder tree.
+
+    Args:
+        images: see `open_images`.
+        labels: folder of label files, none for a published data set. The label of `a/b.jpg` is `a/b.*`; else the one
+            file that begins with `a/b` and a separator (`b_labelIds.png`, `b-mask.png`), where endings of image files
+            such as `_leftImg8bit` are left out; else what is found so without the outer folders (`b.*`).
+        classes: table, or its file; when None, a `classes.json` or `classes.yaml` beside or above the labels is used,
+            else the values are the classes 0 … `num_classes` − 1. Without ids of their own, two classes may also be
+            masks of 0 and 255.
+        class_map: mapping, or `FILE.json[:key]`, from those classes to the model's.
+        num_classes: of the model; needed where there is no table, and the least number of classes after a map.
+
+    Raises:
+        DataError: if labels are missing or the table can't be used.
+    """
+    if labels is None:
+        labelled = _published(images)
+    else:
+        labelled = _parallel(open_images(images), Path(labels), classes, num_classes)
+    if class_map is None:
+        return labelled
+    mapping = load_class_map(class_map) if isinstance(class_map, str) else class_map
+    table = labelled.table.mapped(mapping, count=num_classes or 0)
+    return Labelled(labelled.images, labelled.paths, table, labelled.decode)
+
+
+def _published(spec: Any) -> Labelled:
+    if not isinstance(spec, str) or not is_spec(spec):
+        raise DataError("labels are missing; give their folder with --labels (or --eval-labels)")
+    found = open_spec(spec)
+    if isinstance(found, Images):
+        raise DataError(f"{spec} has no labels on disk; choose another split")
+    return found
+
+
+def _parallel(images: Images, root: Path, classes: ClassTable | str | Path | None, num_classes: int | None) -> Labelled:
+    if not root.is_dir():
+        raise DataError(f"no folder of labels at {root}")
+    table = classes if isinstance(classes, ClassTable) else find_table(root, classes, num_classes)
+    paths = match_labels(images.names, root)
+    if len(table.names) == 2 and table.ids is None and _are_masks(paths):
+        table = replace(table, ids={0: 0, 255: 1}, ignore=frozenset())
+    return Labelled(images, paths, table)
+
+
+def _are_masks(paths: Sequence[Path], sample: int = 32) -> bool:
+    """Whether 255 means the second class: nothing but 0 and 255 occurs in a sample of the files.
+
+    Said of all files or none: in a set of ids with 255 for ignore, single files may lack the second class.
+    """
+    found: set[int] = set()
+    for i in evenly_spaced(len(paths), sample):
+        found.update(np.unique(decode_label(paths[i])).tolist())
+    return found <= {0, 255} and 255 in found

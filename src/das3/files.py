@@ -1,0 +1,40 @@
+"""Writing files so that a kill, a full disk or a second process never leaves half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+__all__ = ["write_atomically", "writing_atomically"]
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes the place of `path` when the block ends without an error.
+
+    At every moment `path` is the old file or the new one, whole. The part that is being written has the process id in
+    its name, so that processes do not disturb each other; it is removed if the block fails.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{os.getpid()}.{path.name[-200:]}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` into `path`, see `writing_atomically`."""
+    with writing_atomically(path) as file:
+        file.write(data)

@@ -1,0 +1,135 @@
+"""Choose the input transform under which a model is most confident on the target images, without labels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from das3.input_transforms import COLOR_TRANSFORMS, IDENTITY, UPSCALE_FACTORS, InputTransform, estimate_illumination
+from das3.losses import entropy_of_probs, mutual_information
+from das3.stages.context import StageContext
+
+__all__ = ["ConfidenceStatistics", "choose_input_transform", "confidence_statistics"]
+
+MAX_IMAGES_FOR_SEARCH = 50
+"""About how many images each transform is tried on."""
+MIN_MUTUAL_INFORMATION_GAIN = 0.01
+"""A colour transform has to raise the mutual information by more than this share of log C."""
+MIN_ENTROPY_REDUCTION = 0.07
+"""Even illumination or a larger image has to lower the mean entropy by this share."""
+MAX_NORMALIZED_MI_DROP = 0.05
+"""… while the normalised mutual information falls by less than this, as it does where one class takes all."""
+MAX_COLOR_TRANSFORMS = 3
+"""How many colour transforms may follow each other."""
+
+
+class ConfidenceStatistics(NamedTuple):
+    """How confident a model is on the target images.
+
+    Attributes:
+        mutual_information: of image and class, see `das3.losses.mutual_information`, as a share of log C.
+        mean_entropy: in [0, 1].
+    """
+
+    mutual_information: float
+    mean_entropy: float
+
+    @property
+    def normalized_mi(self) -> float:
+        """Mutual information over the entropy of the mean prediction: a rare class makes the latter small."""
+        return self.mutual_information / max(self.mutual_information + self.mean_entropy, 1e-9)
+
+    def improves_on(self, other: ConfidenceStatistics, by: float) -> bool:
+        """Whether the mutual information is larger by more than `by`, and the mean entropy smaller.
+
+        What merely turns background into objects may show more classes, but leaves the model in doubt.
+        """
+        return self.mutual_information > other.mutual_information + by and self.mean_entropy < other.mean_entropy
+
+    def is_more_confident_than(self, other: ConfidenceStatistics) -> bool:
+        """Whether the mean entropy is much smaller, and the normalised mutual information hardly smaller."""
+        return (
+            self.mean_entropy < (1 - MIN_ENTROPY_REDUCTION) * other.mean_entropy
+            and self.normalized_mi > other.normalized_mi - MAX_NORMALIZED_MI_DROP
+        )
+
+
+def confidence_statistics(context: StageContext, name: str) -> ConfidenceStatistics:
+    """Confidence of the model on some images, as it is now.
+
+    Args:
+        context: of the stage.
+        name: of the folder that the predictions' means are kept in.
+    """
+
+    def summary(probs: Tensor) -> dict[str, Tensor]:
+        return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
+
+    groups = context.subset_groups(MAX_IMAGES_FOR_SEARCH)
+    store = context.label_all(name, summary, groups=groups)
+    found = [store[i] for group in groups for i in group]
+    means, entropies = (torch.from_numpy(np.stack([one[key] for one in found])) for key in ("mean", "entropy"))
+    return ConfidenceStatistics(mutual_information(means, entropies), entropies.mean().item())
+
+
+def choose_input_transform(context: StageContext, *, color: bool = True, upscale: bool = True) -> StageContext:
+    """The context with the transform of the images on which the model is most confident; itself if there is none.
+
+    First even illumination, if the model is much more confident under it. Then, up to three times, the colour transform
+    that raises the mutual information most. Then larger images, as long as each size makes it much more confident.
+
+    Args:
+        context: of the stage.
+        color: try even illumination, see `das3.input_transforms.estimate_illumination`, and `COLOR_TRANSFORMS`.
+        upscale: try `das3.input_transforms.UPSCALE_FACTORS`.
+    """
+    if not (color or upscale):
+        return context
+    best = InputTransform()
+    reached = _confidence_under(context, best)
+    if color:
+        best, reached = _with_even_illumination(context, best, reached)
+        best, reached = _with_color_transforms(context, best, reached)
+    if upscale:
+        best = _with_upscaling(context, best, reached)
+    return context if best.name == IDENTITY else replace(context, transform=best)
+
+
+Choice = tuple[InputTransform, ConfidenceStatistics]
+
+
+def _with_even_illumination(context: StageContext, best: InputTransform, reached: ConfidenceStatistics) -> Choice:
+    even = InputTransform(illumination=estimate_illumination(context.batches(context.subset_groups())))
+    found = _confidence_under(context, even)
+    return (even, found) if found.is_more_confident_than(reached) else (best, reached)
+
+
+def _with_color_transforms(context: StageContext, best: InputTransform, reached: ConfidenceStatistics) -> Choice:
+    while len(best.color_transforms) < MAX_COLOR_TRANSFORMS:
+        tried = [replace(best, color_transforms=(*best.color_transforms, name)) for name in COLOR_TRANSFORMS]
+        found = [(one, _confidence_under(context, one)) for one in tried]
+        better = [pair for pair in found if pair[1].improves_on(reached, by=MIN_MUTUAL_INFORMATION_GAIN)]
+        if not better:
+            break
+        best, reached = max(better, key=lambda pair: pair[1].mutual_information)
+    return best, reached
+
+
+def _with_upscaling(context: StageContext, best: InputTransform, reached: ConfidenceStatistics) -> InputTransform:
+    for factor in UPSCALE_FACTORS:
+        larger = replace(best, upscale=factor)
+        if not context.segmenter.takes(*larger.size(context.images.size(0))):
+            break
+        found = _confidence_under(context, larger)
+        if not found.is_more_confident_than(reached):
+            break
+        best, reached = larger, found
+    return best
+
+
+def _confidence_under(context: StageContext, transform: InputTransform) -> ConfidenceStatistics:
+    return confidence_statistics(replace(context, transform=transform), f"input_transforms/{transform.name}")

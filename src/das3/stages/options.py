@@ -1,0 +1,136 @@
+"""Options of the training loop and of every stage, with their ranges: one dataclass field says it all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+from das3.errors import RecipeError
+from das3.norms import BatchNormMode
+
+__all__ = ["LoopOptions", "StageOptions", "bounds_of", "check_ranges", "option"]
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[Any] | None = None,
+    old: str | None = None,
+) -> Any:
+    """A dataclass field with a default and the range of its values, which `check_ranges` enforces.
+
+    Args:
+        default: of the option.
+        low, high: smallest and largest value.
+        above, below: bounds that the value itself must not reach.
+        choices: the only values there are.
+        old: name that the option had in recipes of format 1.
+    """
+    bounds = {"low": low, "high": high, "above": above, "below": below, "choices": choices, "old": old}
+    return field(default=default, metadata={name: value for name, value in bounds.items() if value is not None})
+
+
+def check_ranges(options: Any) -> None:
+    """Check every field of a dataclass against the range that `option` gave it, there or in a class it inherits from.
+
+    Raises:
+        RecipeError: naming the first option that is out of its range, and the range.
+    """
+    for f in fields(options):
+        value, bounds = getattr(options, f.name), bounds_of(type(options), f.name)
+        if not _is_in_range(value, bounds):
+            raise RecipeError(f"{f.name}={value!r} is out of range, it must be {_in_words(bounds)}; see --help")
+
+
+def bounds_of(kind: type, name: str) -> Mapping[str, Any]:
+    """What `option` says of a field; a class that only changes a default keeps the range of the class above it."""
+    declared = (base.__dict__.get("__dataclass_fields__", {}).get(name) for base in kind.__mro__)
+    return next((f.metadata for f in declared if f is not None and f.metadata), {})
+
+
+def _is_in_range(value: Any, bounds: Mapping[str, Any]) -> bool:
+    if "choices" in bounds:
+        return value in bounds["choices"]
+    if not isinstance(value, int | float):
+        return True
+    return math.isfinite(value) and (
+        bounds.get("low", value) <= value <= bounds.get("high", value)
+        and ("above" not in bounds or value > bounds["above"])
+        and ("below" not in bounds or value < bounds["below"])
+    )
+
+
+def _in_words(bounds: Mapping[str, Any]) -> str:
+    if "choices" in bounds:
+        return "one of " + ", ".join(map(str, bounds["choices"]))
+    words = {"low": "at least", "high": "at most", "above": "above", "below": "below"}
+    return " and ".join(f"{word} {bounds[name]:g}" for name, word in words.items() if name in bounds) or "finite"
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How every stage is trained.
+
+    Attributes:
+        batch_size: samples per optimiser step and accumulation, over all processes.
+        accumulate: batches whose gradients are summed before a step.
+        optimizer: "adamw", or "sgd" with momentum 0.9.
+        weight_decay: of weights; biases and norm layers have none.
+        power: of the polynomial decay of the learning rate.
+        warmup: share of the steps in which the rate rises linearly.
+        clip: largest gradient norm; 0 for no limit.
+        ema_decay: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
+        workers: processes that load images; 0 loads in the main process.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    batch_size: int = option(8, low=1)
+    accumulate: int = option(1, low=1, high=100_000)
+    optimizer: Literal["adamw", "sgd"] = option("adamw", choices=("adamw", "sgd"))
+    weight_decay: float = option(0.01, low=0)
+    power: float = option(0.9, low=0)
+    warmup: float = option(0.05, low=0, high=1)
+    clip: float = option(1.0, low=0)
+    ema_decay: float = option(0.0, low=0, below=1, old="average")
+    workers: int = option(0, low=0, high=1024)
+    log_every: int = option(10, low=1)
+    checkpoint_every: int = option(100, low=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Options that every stage has.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: learning rate at the end of the warm-up.
+        head_lr_factor: the classifier's learning rate is this times `lr`.
+        bn_mode: statistics that batch-norm layers run on: each batch's ("batch"), re-estimated on the target images
+            before the stage and then held ("target"), or those the model came with ("frozen").
+        scale: smallest and largest random zoom of a training sample.
+        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
+        blur: probability of a random Gaussian blur.
+    """
+
+    steps: int = option(200, low=0)
+    lr: float = option(1e-4, above=0)
+    head_lr_factor: float = option(1.0, low=0)
+    bn_mode: BatchNormMode = option("batch", choices=("batch", "target", "frozen"), old="norm")
+    scale: tuple[float, float] = (1.0, 1.0)
+    color: float = option(0.0, low=0)
+    blur: float = option(0.0, low=0, high=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise RecipeError(f"scale={self.scale!r} must be two finite zooms above 0, the smaller one first")

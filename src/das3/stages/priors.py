@@ -1,0 +1,51 @@
+"""Class priors: how often, and where in the images, a model predicts each class over all target images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from das3.stages.context import StageContext
+
+__all__ = ["ClassPriors", "class_priors"]
+
+PRIOR_GRID = 8
+"""Cells per side of the grid on which the spatial prior is kept."""
+UNIFORM_PRIOR_IMAGES = 8
+"""Weight of a prior in which every place is alike, in images: few images say little of places."""
+SHARE_SMOOTHING = 1e-3
+"""Added to the shares of a class before their ratio: of a class below a thousandth of the pixels little can be said."""
+
+
+class ClassPriors(NamedTuple):
+    """Class priors of a model on the target images.
+
+    Attributes:
+        spatial_prior: C×8×8 shares > 0: where it sees which class, of sum 1 in each cell of the grid.
+        underprediction_ratio: C, above 0: the mean probability of a class over the share of pixels that the class wins.
+    """
+
+    spatial_prior: Tensor
+    underprediction_ratio: Tensor
+
+
+def class_priors(context: StageContext) -> ClassPriors:
+    """The priors of the model that enters the stage, from its predictions for about 500 images, on the device."""
+
+    def summary(probs: Tensor) -> dict[str, Tensor]:
+        won = torch.bincount(probs.argmax(dim=0).flatten(), minlength=probs.shape[0])
+        return {"cells": F.adaptive_avg_pool2d(probs, PRIOR_GRID), "won": won.float() / probs[0].numel()}
+
+    groups = context.subset_groups()
+    store = context.label_all("priors", summary, groups=groups)
+    found = [store[i] for group in groups for i in group]
+    cells, won = (np.mean([one[key] for one in found], axis=0, dtype=np.float64) for key in ("cells", "won"))
+    mean = cells.mean(axis=(1, 2))
+    cells += UNIFORM_PRIOR_IMAGES / len(found) * mean[:, None, None]
+    cells = np.maximum(cells, 1e-6)
+    both = cells / cells.sum(axis=0), (mean + SHARE_SMOOTHING) / (won + SHARE_SMOOTHING)
+    return ClassPriors(*(torch.tensor(values, dtype=torch.float32, device=context.fabric.device) for values in both))

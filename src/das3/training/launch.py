@@ -1,0 +1,167 @@
+"""Launch a run: open what the recipe names, start the device, go through the phases, save the model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from das3.data.images import Images
+from das3.data.label_store import LabelStore
+from das3.data.labels import Labelled
+from das3.data.open import open_labelled
+from das3.errors import ModelError, RecipeError
+from das3.evaluation.evaluate import evaluate
+from das3.evaluation.metrics import percent
+from das3.models import load_segmenter, save_segmenter
+from das3.recipe import ModelOptions, RunOptions
+from das3.segmenter import Segmenter
+from das3.training.loop import make_fabric
+from das3.training.phases import Phase, run_phases
+from das3.training.progress import Display
+from das3.training.run_folder import Run
+
+__all__ = ["Result", "check_classes", "launch_run", "open_evaluation", "open_model"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an adaptation hands back.
+
+    Attributes:
+        model: the adapted network, of the type that came in, on the CPU and in evaluation mode.
+        segmenter: the same, with its preprocessing and class names: RGB images in [0, 1] to logits.
+        metrics: what summary.json says: a row per stage with its seconds, and mIoU in percent if labels were given.
+        pseudo_labels: labels of the last self-training stage per image, or None if no stage made any.
+        folder: of the run.
+    """
+
+    model: nn.Module
+    segmenter: Segmenter
+    metrics: dict[str, Any]
+    pseudo_labels: LabelStore | None
+    folder: Path
+
+
+def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None) -> Segmenter:
+    """The segmenter that the recipe's model options describe; `model` stands in for the recipe's.
+
+    Raises:
+        RecipeError: if no model is named.
+        ModelError: if it can't be used.
+    """
+    chosen = model if model is not None else recipe.model
+    if chosen is None:
+        raise RecipeError("no model given; name one with --model, e.g. a folder saved by Hugging Face, smp or das3")
+    segmenter = load_segmenter(
+        chosen,
+        weights=Path(recipe.weights) if recipe.weights else None,
+        classifier=recipe.classifier,
+        num_classes=recipe.num_classes,
+        class_names=recipe.class_names,
+        mean=recipe.mean,
+        std=recipe.std,
+        value_range=recipe.value_range,
+        channels=recipe.channels,
+        size=recipe.size,
+        output_key=recipe.output_key,
+        model_args=recipe.model_args or None,
+    )
+    if segmenter.num_classes > 255:
+        raise ModelError(f"the model has {segmenter.num_classes} classes; das3 takes 255 at most")
+    return segmenter
+
+
+def open_evaluation(recipe: RunOptions, segmenter: Segmenter) -> Labelled | None:
+    """The labelled images that the recipe names for evaluation, if it does; their classes are the segmenter's."""
+    if recipe.eval_images is None:
+        return None
+    labelled = open_labelled(
+        recipe.eval_images,
+        recipe.eval_labels,
+        recipe.classes,
+        class_map=recipe.class_map,
+        num_classes=segmenter.num_classes,
+    )
+    labelled.check(sample=32)
+    return check_classes(labelled, segmenter)
+
+
+def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
+    """The labelled images, if the model predicts their classes.
+
+    Raises:
+        ModelError: if the numbers differ.
+    """
+    if labelled.num_classes != segmenter.num_classes:
+        raise ModelError(
+            f"the model predicts {segmenter.num_classes} classes but the evaluation labels have "
+            f"{labelled.num_classes}; give the matching --classes or --class-map"
+        )
+    return labelled
+
+
+def measure_on(labelled: Labelled | None) -> Callable[[Segmenter], dict[str, Any]]:
+    """How `run_phases` measures a model: mIoU and IoU per class in percent, None without labels."""
+
+    def measure(segmenter: Segmenter) -> dict[str, Any]:
+        if labelled is None:
+            return {"miou": None, "per_class_iou": None}
+        return percent(evaluate(segmenter, labelled))
+
+    return measure
+
+
+def launch_run(
+    segmenter: Segmenter,
+    images: Images,
+    phases: Sequence[Phase],
+    recipe: RunOptions,
+    *,
+    evaluation: Labelled | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    state_dict: bool = False,
+    measure_every: int = 0,
+) -> Result:
+    """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
+
+    Args:
+        segmenter: the model as it comes in.
+        images: to train on, at any size.
+        phases: in order.
+        recipe: device, precision, folder and the loop's options.
+        evaluation: labelled images to measure on, before the first and after every phase.
+        resume: go on where the run in the folder stopped.
+        quiet: show no progress.
+        state_dict: also save the weights as a plain state dict, model.pt.
+        measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
+
+    Raises:
+        RecipeError: if the device is not there, or the folder holds another run.
+        TrainingError: if a loss is not finite.
+    """
+    fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
+    fabric.launch()
+    run = Run(Path(recipe.out or tempfile.mkdtemp(prefix="das3-")), recipe, resume=resume)
+    with Display(quiet=quiet) as display:
+        display.say(segmenter.describe())
+        display.say(f"{len(images)} images, on {fabric.device}, into {run.folder}")
+        outcome = run_phases(
+            run,
+            fabric,
+            segmenter,
+            images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30)),
+            phases,
+            measure=measure_on(evaluation),
+            display=display,
+            measure_every=measure_every,
+        )
+    segmenter.to("cpu").eval()
+    if fabric.is_global_zero:
+        save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
+    return Result(segmenter.model, segmenter, run.write_summary(outcome.rows), outcome.pseudo_labels, run.folder)
