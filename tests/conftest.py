@@ -1,6 +1,6 @@
 """What holds for all tests."""
 
-import benches
+import small_benchmark
 import numpy as np
 import pytest
 import torch
@@ -48,15 +48,15 @@ def valid(rng):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Cells of the context have no processes of their own."""
-    monkeypatch.setattr(benches.benchmark, "_in_process", benches.here)
+    monkeypatch.setattr(small_benchmark.grid, "_in_process", small_benchmark.here)
 
 
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory):
     """A finished grid of the context, only to be read: its suite, its folder, its rows."""
     root = tmp_path_factory.mktemp("grid")
-    suite = benches.write_suite(root / "world")
+    suite = small_benchmark.write_suite(root / "world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benches.benchmark, "_in_process", benches.here)
-        rows = benches.context(suite, root / "out", measure_every=2)
+        patch.setattr(small_benchmark.grid, "_in_process", small_benchmark.here)
+        rows = small_benchmark.run_grid(suite, root / "out", measure_every=2)
     return suite, root / "out", rows

@@ -35,17 +35,17 @@ def write_suite(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def bench(
+def run_grid(
     suite: Path, out: Path, methods: Sequence[str] = METHODS, seeds: Sequence[int] = (0,), **more: Any
 ) -> list[dict[str, Any]]:
     """Rows of the suite."""
-    return benchmark.run_benchmark(str(suite), out, methods=methods, seeds=seeds, say=lambda line: None, **more)
+    return grid.run_benchmark(str(suite), out, methods=methods, seeds=seeds, say=lambda line: None, **more)
 
 
 def here(cell: Cell, *_: object) -> None:
     """In place of a process for every cell, which takes seconds to start."""
     if cell.rows() is None:
-        benchmark._attempt(cell)
+        grid._attempt(cell)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

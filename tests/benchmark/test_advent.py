@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benches import bench, weights
+from small_benchmark import run_grid, weights
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -207,7 +207,7 @@ def test_a_run_that_was_killed_ends_bit_equal(world, tmp_path, monkeypatch):
         return train_advent(network(), target, source, recipe, quiet=True, **more).model.state_dict()
 
     whole = run("whole")
-    with monkeypatch.context() as patch:
+    with monkeypatch.run_grid() as patch:
         save = das3.training.run.save_checkpoint
 
         def then_die(path, state):
@@ -237,7 +237,7 @@ def test_its_recipe_is_that_of_every_method():
 def test_a_cell_of_the_bench(grid, tmp_path, in_this_process, monkeypatch):
     suite, finished, rows = grid
     out = shutil.copytree(finished, tmp_path / "out")
-    found = bench(suite, out, ["advent", "bn"], measure_every=2)
+    found = run_grid(suite, out, ["advent", "bn"], measure_every=2)
     assert [row["method"] for row in found] == ["source", "oracle", "bn", "advent"]
     mine, (low, high) = found[-1], (row["miou"] for row in rows[:2])
     assert mine.keys() == rows[3].keys()
@@ -252,7 +252,7 @@ def test_a_cell_of_the_bench(grid, tmp_path, in_this_process, monkeypatch):
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["source", "bn", "advent (sees source data)", "oracle"]
     assert "**" not in lines[4]
     monkeypatch.setattr(cells, "train_advent", lambda *args, **options: 1 / 0)
-    assert bench(suite, out, ["advent", "bn"], measure_every=2) == found
+    assert run_grid(suite, out, ["advent", "bn"], measure_every=2) == found
 
 
 def test_without_source_data_it_is_refused(grid, tmp_path, monkeypatch):
@@ -260,11 +260,11 @@ def test_without_source_data_it_is_refused(grid, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(benchmark, "plan", lambda suite, opened, methods, *more: asked.append(list(methods)) or [])
     model = str(out / "0/source/model")
-    bench(suite, tmp_path, ["all"])
-    bench(suite, tmp_path, ["all"], source_model=model)
+    run_grid(suite, tmp_path, ["all"])
+    run_grid(suite, tmp_path, ["all"], source_model=model)
     assert asked[0] == [*asked[1], "advent"]
     with pytest.raises(RecipeError, match="advent trains on source data, of which suite tiny has none"):
-        bench(suite, tmp_path, ["bn", "advent"], source_model=model)
+        run_grid(suite, tmp_path, ["bn", "advent"], source_model=model)
     assert len(asked) == 2
 
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from benches import METHODS, bench, weights
+from small_benchmark import METHODS, run_grid, weights
 from PIL import Image
 
 from das3.errors import RecipeError
@@ -62,10 +62,10 @@ def test_curves_end_with_the_stage_s_miou_and_change_nothing(copied):
     for cell in ("das3", "align+selftrain"):
         shutil.rmtree(out / "0" / cell)
         (out / "0" / f"{cell}.json").unlink()
-    plain = bench(suite, out)
+    plain = run_grid(suite, out)
     assert [row["miou"] for row in plain] == [row["miou"] for row in rows]
     with pytest.raises(RecipeError, match="measure_every"):
-        bench(suite, out, measure_every=1)
+        run_grid(suite, out, measure_every=1)
 
 
 def test_a_finished_cell_is_not_run_again(grid, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_finished_cell_is_not_run_again(grid, monkeypatch):
     for name in ("adapt", "train_supervised"):
         monkeypatch.setattr(cells, name, forbidden)
     monkeypatch.setattr(benchmark, "_packed", forbidden)
-    assert bench(suite, out, measure_every=2) == rows
+    assert run_grid(suite, out, measure_every=2) == rows
 
 
 def test_stages_that_methods_share_are_run_once(grid, copied, tmp_path, monkeypatch):
@@ -90,11 +90,11 @@ def test_stages_that_methods_share_are_run_once(grid, copied, tmp_path, monkeypa
         return train(fabric, segmenter, stage, *args, **options)
 
     monkeypatch.setattr("das3.training.run.train", counted)
-    (row,) = [r for r in bench(suite, copied[1], [*METHODS, "propagate.mix=false"]) if r["stage"] == "propagate"][1:]
+    (row,) = [r for r in run_grid(suite, copied[1], [*METHODS, "propagate.mix=false"]) if r["stage"] == "propagate"][1:]
     assert trained == ["propagate"]
     for part in ("source", "source.json"):  # alone, it runs all three stages to the same weights
         (shutil.copytree if part == "source" else shutil.copy)(out / "0" / part, at(tmp_path / "alone" / "0" / part))
-    alone = bench(suite, tmp_path / "alone", ["propagate.mix=false"])[-1]
+    alone = run_grid(suite, tmp_path / "alone", ["propagate.mix=false"])[-1]
     assert trained[1:] == ["align", "selftrain", "propagate"] or trained[2:] == ["align", "selftrain", "propagate"]
     assert alone["miou"] == row["miou"]
     one, other = (weights(folder / "0/propagate.mix=false") for folder in (copied[1], tmp_path / "alone"))
@@ -110,10 +110,10 @@ def test_what_was_made_with_something_else_is_refused_or_redone(copied, monkeypa
     suite, out, rows = copied
     changed = {"selftrain": {"top_fraction": 0.7}}
     with pytest.raises(RecipeError, match=r"das3 was made with recipe\.selftrain\.share=0\.3, not 0\.7 .*--redo"):
-        bench(suite, out, options=changed)
+        run_grid(suite, out, options=changed)
     assert (out / "0/das3.json").exists()
     monkeypatch.setattr(cells, "train_supervised", forbidden)
-    again = bench(suite, out, options=changed, redo=True)
+    again = run_grid(suite, out, options=changed, redo=True)
     assert again[:3] == rows[:3]
     assert again[3]["miou"] == rows[3]["miou"]
     assert again[4]["miou"] != rows[4]["miou"]
@@ -130,27 +130,27 @@ def test_an_option_that_is_off_is_as_one_that_was_not_there_yet(copied, monkeypa
         recipe = {**cell["made_with"]["recipe"], "selftrain": selftrain}
         file.write_text(json.dumps({**cell, "made_with": {**cell["made_with"], "recipe": recipe}}))
 
-    with monkeypatch.context() as finished:
+    with monkeypatch.run_grid() as finished:
         finished.setattr(benchmark, "_packed", forbidden)  # which is called where a cell is to be run
         for same in ({"pairwise_weight": "missing"}, {"gone": 0}, {"gone": False}):
             record(**same)
-            assert bench(suite, out) == rows
+            assert run_grid(suite, out) == rows
     for other, said in (({"top_fraction": "missing"}, "share=None, not 0.3"), ({"gone": 2}, "gone=2, not None")):
         record(**other)
         with pytest.raises(RecipeError, match=said):
-            bench(suite, out)
+            run_grid(suite, out)
     record(pairwise_weight="missing")
     shutil.rmtree(out / "0/align+selftrain")
     (out / "0/align+selftrain.json").unlink()
     monkeypatch.setattr("das3.training.run.train", forbidden)  # its stages are das3's
-    assert bench(suite, out)[-1]["miou"] == rows[-1]["miou"]
+    assert run_grid(suite, out)[-1]["miou"] == rows[-1]["miou"]
 
 
 def test_other_data_are_other_cells(copied, tmp_path):
     suite, out, rows = copied
     moved = shutil.copytree(suite.parent, tmp_path / "moved")
-    assert bench(moved / "tiny.yaml", out) == rows  # the same data elsewhere
+    assert run_grid(moved / "tiny.yaml", out) == rows  # the same data elsewhere
     image = moved / "test/images/0.png"
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
     with pytest.raises(RecipeError, match=r"test='\w+', not '\w+' \(and 4 more cells\)"):
-        bench(moved / "tiny.yaml", out)
+        run_grid(moved / "tiny.yaml", out)

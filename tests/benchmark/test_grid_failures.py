@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from benches import bench, here, weights, write_suite
+from small_benchmark import run_grid, here, weights, write_suite
 
 from das3.cli import main
 
@@ -44,14 +44,14 @@ def test_one_failure_leaves_the_others(grid, tmp_path, in_this_process, monkeypa
         assert (out / name).stat().st_size > 300, name
     monkeypatch.undo()
     monkeypatch.setattr(benchmark, "_in_process", here)
-    assert bench(suite, out, ["minent"])[-1]["miou"] > 0
+    assert run_grid(suite, out, ["minent"])[-1]["miou"] > 0
     assert not (out / "0/minent.error.txt").exists()
 
 
 def test_without_a_source_model_nothing_is_adapted(tmp_path, in_this_process, monkeypatch):
     suite = write_suite(tmp_path / "world")
     monkeypatch.setattr(cells, "train_supervised", lambda *args, **options: 1 / 0)
-    rows = bench(suite, tmp_path / "out", ["bn"])
+    rows = run_grid(suite, tmp_path / "out", ["bn"])
     assert [row["error"].split(":")[0] for row in rows] == ["ZeroDivisionError", *2 * ["its source model failed"]]
 
 
@@ -69,7 +69,7 @@ def assert_goes_on(grid, folder, monkeypatch):
     """What was interrupted ends with the weights and rows of what was not."""
     suite, out, rows = grid
     monkeypatch.setattr(benchmark, "_in_process", here)
-    found = bench(suite, folder, ["das3"])
+    found = run_grid(suite, folder, ["das3"])
     one, other = (weights(root / "0/das3") for root in (out, folder))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert [row["miou"] for row in found[2:]] == [row["miou"] for row in rows[3:6]]
@@ -87,7 +87,7 @@ def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, monkeypatch)
     monkeypatch.setattr(benchmark, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else here)(c, *more))
     killer = threading.Thread(target=kill)
     killer.start()
-    rows = bench(grid[0], begun, ["das3"])
+    rows = run_grid(grid[0], begun, ["das3"])
     killer.join()
     assert [row["miou"] for row in rows[2:]] == 3 * [None]
     assert "signal 9" in rows[-1]["error"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import context, write_suite
+from small_benchmark import run_grid, write_suite
 from PIL import Image
 
 from das3.benchmark.methods import find_methods, method_recipe
@@ -33,12 +33,12 @@ def test_suite_files_that_can_t_be_used(tmp_path):
     with pytest.raises(DataError, match="test has no labels"):
         load_suite(write_suite(tmp_path / "c", test={"images": "test/images"}))
     with pytest.raises(RecipeError, match="source_options: batch-size"):
-        context(write_suite(tmp_path / "d", source_options={"batch_size": "many"}), tmp_path / "out")
+        run_grid(write_suite(tmp_path / "d", source_options={"batch_size": "many"}), tmp_path / "out")
     source = {"images": "source/images", "labels": "source/labels", "classes": "five.json"}
     file = write_suite(tmp_path / "e", source=source)
     (tmp_path / "e/five.json").write_text(json.dumps({"classes": list("abcde")}))
     with pytest.raises(DataError, match=r"source has 5 classes .*, test has 3 \(sky, road, box\)"):
-        context(file, tmp_path / "out")
+        run_grid(file, tmp_path / "out")
     with pytest.raises(RecipeError, match=r"no suite .* streets, camvid-dusk"):
         find_suite("moon")
     with pytest.raises(DataError, match="--data"):
@@ -74,7 +74,7 @@ def test_two_classes_as_masks_without_target_labels(tmp_path):
         (tmp_path / part / "classes.json").unlink()
         for path in (tmp_path / part / "labels").iterdir():
             Image.fromarray((np.asarray(Image.open(path)) == 2).astype(np.uint8) * 255).save(path)
-    rows = context(suite, tmp_path / "out", ["bn", "das3"])
+    rows = run_grid(suite, tmp_path / "out", ["bn", "das3"])
     assert [row["stage"] for row in rows] == ["source", "bn", "align", "selftrain", "propagate"]
     assert all(len(row["per_class_iou"]) == 2 and row["gap_closed"] is None for row in rows)
     assert all(0 < row["miou"] <= 100 for row in rows)
@@ -84,13 +84,13 @@ def test_two_classes_as_masks_without_target_labels(tmp_path):
 def test_a_source_model_that_was_given(grid, tmp_path):
     suite, out, rows = grid
     given = str(out / "0/source/model")
-    found = context(suite, tmp_path / "out", ["bn"], seeds=(0, 1), source_model=given)
+    found = run_grid(suite, tmp_path / "out", ["bn"], seeds=(0, 1), source_model=given)
     assert [row["method"] for row in found] == 2 * ["source", "oracle", "bn"]
     assert found[0]["miou"] == found[3]["miou"] == rows[0]["miou"]
     assert found[2]["miou"] == rows[2]["miou"]
     file = write_suite(tmp_path / "own", source=None, source_model="model.safetensors")
     shutil.copy(out / "0/source/model/model.safetensors", file.parent)
-    assert context(file, tmp_path / "weights", ["bn"])[0]["miou"] == rows[0]["miou"]
+    assert run_grid(file, tmp_path / "weights", ["bn"])[0]["miou"] == rows[0]["miou"]
 
 
 @pytest.mark.parametrize("name", ["streets", "camvid-dusk", "camvid-idd"])
