@@ -1,11 +1,11 @@
 """What holds for all tests."""
 
-import small_benchmark
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+import small_benchmark
 from reference import B, C, H, W
 
 # How long an example takes says more about the machine than about the code.
@@ -47,16 +47,16 @@ def valid(rng):
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    """Cells of the context have no processes of their own."""
-    monkeypatch.setattr(small_benchmark.grid, "_in_process", small_benchmark.here)
+    """Cells of the grid have no processes of their own."""
+    monkeypatch.setattr(small_benchmark.grid, "_in_process", small_benchmark.run_here)
 
 
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory):
-    """A finished grid of the context, only to be read: its suite, its folder, its rows."""
+    """A finished grid, only to be read: its suite, its folder, its rows."""
     root = tmp_path_factory.mktemp("grid")
     suite = small_benchmark.write_suite(root / "world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_benchmark.grid, "_in_process", small_benchmark.here)
+        patch.setattr(small_benchmark.grid, "_in_process", small_benchmark.run_here)
         rows = small_benchmark.run_grid(suite, root / "out", measure_every=2)
     return suite, root / "out", rows

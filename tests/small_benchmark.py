@@ -8,6 +8,7 @@ import yaml
 from torch import Tensor
 
 import worlds
+from das3.benchmark import grid
 from das3.benchmark.cell import Cell
 from das3.models import load_segmenter
 
@@ -42,7 +43,7 @@ def run_grid(
     return grid.run_benchmark(str(suite), out, methods=methods, seeds=seeds, say=lambda line: None, **more)
 
 
-def here(cell: Cell, *_: object) -> None:
+def run_here(cell: Cell, *_: object) -> None:
     """In place of a process for every cell, which takes seconds to start."""
     if cell.rows() is None:
         grid._attempt(cell)

@@ -1,4 +1,4 @@
-"""ADVENT: its equations against NumPy, who learns from what, and its place on the bench and nowhere else."""
+"""ADVENT: its equations against NumPy, who learns from what, and its place in the benchmark and nowhere else."""
 
 import ast
 import copy
@@ -16,6 +16,8 @@ from torch.utils.data import default_collate
 
 import das3
 import worlds
+from das3.benchmark import cell as cell_module
+from das3.benchmark import grid as grid_module
 from das3.benchmark.advent import (
     Advent,
     AdventOptions,
@@ -34,8 +36,9 @@ from das3.recipe import Recipe
 from das3.registry import stage_types
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
+from das3.training import phases
 from das3.training.loop import make_fabric
-from das3.training.supervised import LabelMaps
+from das3.training.supervised import SupervisedLabels
 from reference import close, cross_entropy, entropy, pixels, softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,7 +89,7 @@ def network(pointwise=False):
 def prepared(world, folder, segmenter, crop=(32, 48)):
     """The stage after `prepare`, and a batch of its samples."""
     source, target = world
-    stage = Advent(AdventOptions(scale=(0.75, 1.5)), source.images, LabelMaps(source, source.images.sizes()))
+    stage = Advent(AdventOptions(scale=(0.75, 1.5)), source.images, SupervisedLabels(source, source.images.sizes()))
     samples = stage.prepare(StageContext(make_fabric("cpu", "32"), segmenter, target, folder, (0, 0), crop, 4))
     return stage, default_collate([samples[n] for n in range(4)])
 
@@ -207,14 +210,14 @@ def test_a_run_that_was_killed_ends_bit_equal(world, tmp_path, monkeypatch):
         return train_advent(network(), target, source, recipe, quiet=True, **more).model.state_dict()
 
     whole = run("whole")
-    with monkeypatch.run_grid() as patch:
-        save = das3.training.run.save_checkpoint
+    with monkeypatch.context() as patch:
+        save = phases.save_checkpoint
 
         def then_die(path, state):
             save(path, state)
             raise KeyboardInterrupt
 
-        patch.setattr("das3.training.run.save_checkpoint", then_die)
+        patch.setattr("das3.training.phases.save_checkpoint", then_die)
         with pytest.raises(KeyboardInterrupt):
             run("killed")
     assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 2
@@ -225,16 +228,16 @@ def test_a_run_that_was_killed_ends_bit_equal(world, tmp_path, monkeypatch):
 
 def test_its_recipe_is_that_of_every_method():
     recipe = advent_recipe({"batch_size": 3, "align": {"gamma": 1.0}}, 11)
-    assert (recipe.steps, recipe.batch_size, recipe.average) == (11, 3, Recipe().average)
-    assert (recipe.lr, recipe.adversarial) == (1e-4, 1e-3)
+    assert (recipe.steps, recipe.batch_size, recipe.ema_decay) == (11, 3, Recipe().ema_decay)
+    assert (recipe.lr, recipe.adversarial_weight) == (1e-4, 1e-3)
     assert advent_recipe({}).steps == sum(Recipe().options_of(stage).steps for stage in Recipe().stages)
     with pytest.raises(RecipeError, match="gama"):
         advent_recipe({"gama": 1})
-    with pytest.raises(RecipeError, match="adversarial"):
-        dataclasses.replace(recipe, adversarial=-1.0)
+    with pytest.raises(RecipeError, match="adversarial_weight"):
+        dataclasses.replace(recipe, adversarial_weight=-1.0)
 
 
-def test_a_cell_of_the_bench(grid, tmp_path, in_this_process, monkeypatch):
+def test_a_cell_of_the_benchmark(grid, tmp_path, in_this_process, monkeypatch):
     suite, finished, rows = grid
     out = shutil.copytree(finished, tmp_path / "out")
     found = run_grid(suite, out, ["advent", "bn"], measure_every=2)
@@ -251,14 +254,14 @@ def test_a_cell_of_the_bench(grid, tmp_path, in_this_process, monkeypatch):
     lines = results_table(found).markdown().splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["source", "bn", "advent (sees source data)", "oracle"]
     assert "**" not in lines[4]
-    monkeypatch.setattr(cells, "train_advent", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(cell_module, "train_advent", lambda *args, **options: 1 / 0)
     assert run_grid(suite, out, ["advent", "bn"], measure_every=2) == found
 
 
 def test_without_source_data_it_is_refused(grid, tmp_path, monkeypatch):
     suite, out, _ = grid
     asked = []
-    monkeypatch.setattr(benchmark, "plan", lambda suite, opened, methods, *more: asked.append(list(methods)) or [])
+    monkeypatch.setattr(grid_module, "plan", lambda suite, opened, methods, *more: asked.append(list(methods)) or [])
     model = str(out / "0/source/model")
     run_grid(suite, tmp_path, ["all"])
     run_grid(suite, tmp_path, ["all"], source_model=model)
@@ -278,4 +281,4 @@ def test_adaptation_does_not_know_it():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module == "das3.benchmark.advent"
     }
-    assert users == {"benchmark.py", "cells.py"}
+    assert users == {"grid.py", "cell.py"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from das3.benchmark.grid import demo
+from das3.benchmark import demo
 from das3.benchmark.suites import Suite
 from das3.cli import main
 from das3.data.streets import CLASS_NAMES, Streets
@@ -56,7 +56,7 @@ def test_summary_table_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert pixels.shape[1] > 4 * 96
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
     assert (out / "das3/model/das3.json").exists()
-    monkeypatch.setattr("das3.training.run.train", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("das3.training.phases.train", lambda *args, **options: 1 / 0)
     assert main(given) == 0  # finished, it is not run again
     assert json.loads((out / "summary.json").read_text()) == summary
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from das3.benchmark.suite_file import find_suite
 
-FOLDER = Path(__file__).parents[1] / "benchmarks" / "domains"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "domains"
 
 
 def script(name):

@@ -1,4 +1,4 @@
-"""The bench on a tiny suite: its rows, what is never run twice, what is refused."""
+"""The benchmark on a tiny suite: its rows, what is never run twice, what is refused."""
 
 import json
 import shutil
@@ -6,11 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small_benchmark import METHODS, run_grid, weights
 from PIL import Image
+from small_benchmark import METHODS, run_grid, weights
 
+from das3.benchmark import cell as cell_module
+from das3.benchmark import grid as grid_module
 from das3.errors import RecipeError
 from das3.models import load_segmenter
+from das3.training import phases
 
 KEYS = {"suite", "method", "stage", "seed", "miou", "gap_closed", "seconds", "peak_mib", "commit", "per_class_iou"}
 
@@ -71,8 +74,8 @@ def test_curves_end_with_the_stage_s_miou_and_change_nothing(copied):
 def test_a_finished_cell_is_not_run_again(grid, monkeypatch):
     suite, out, rows = grid
     for name in ("adapt", "train_supervised"):
-        monkeypatch.setattr(cells, name, forbidden)
-    monkeypatch.setattr(benchmark, "_packed", forbidden)
+        monkeypatch.setattr(cell_module, name, forbidden)
+    monkeypatch.setattr(grid_module, "_packed", forbidden)
     assert run_grid(suite, out, measure_every=2) == rows
 
 
@@ -83,13 +86,13 @@ def test_stages_that_methods_share_are_run_once(grid, copied, tmp_path, monkeypa
         mine, shared = by_name["align+selftrain", stage], by_name["das3", stage]
         assert {**mine, "method": "das3", "peak_mib": 0} == {**shared, "peak_mib": 0}
     trained = []
-    train = cells.adapt.__globals__["run_phases"].__globals__["train"]
+    train = phases.train
 
     def counted(fabric, segmenter, stage, *args, **options):
         trained.append(stage.name)
         return train(fabric, segmenter, stage, *args, **options)
 
-    monkeypatch.setattr("das3.training.run.train", counted)
+    monkeypatch.setattr("das3.training.phases.train", counted)
     (row,) = [r for r in run_grid(suite, copied[1], [*METHODS, "propagate.mix=false"]) if r["stage"] == "propagate"][1:]
     assert trained == ["propagate"]
     for part in ("source", "source.json"):  # alone, it runs all three stages to the same weights
@@ -109,10 +112,10 @@ def at(path):
 def test_what_was_made_with_something_else_is_refused_or_redone(copied, monkeypatch):
     suite, out, rows = copied
     changed = {"selftrain": {"top_fraction": 0.7}}
-    with pytest.raises(RecipeError, match=r"das3 was made with recipe\.selftrain\.share=0\.3, not 0\.7 .*--redo"):
+    with pytest.raises(RecipeError, match=r"das3 was made with recipe\.selftrain\.top_fraction=0\.3, not 0\.7 .*--redo"):
         run_grid(suite, out, options=changed)
     assert (out / "0/das3.json").exists()
-    monkeypatch.setattr(cells, "train_supervised", forbidden)
+    monkeypatch.setattr(cell_module, "train_supervised", forbidden)
     again = run_grid(suite, out, options=changed, redo=True)
     assert again[:3] == rows[:3]
     assert again[3]["miou"] == rows[3]["miou"]
@@ -130,19 +133,19 @@ def test_an_option_that_is_off_is_as_one_that_was_not_there_yet(copied, monkeypa
         recipe = {**cell["made_with"]["recipe"], "selftrain": selftrain}
         file.write_text(json.dumps({**cell, "made_with": {**cell["made_with"], "recipe": recipe}}))
 
-    with monkeypatch.run_grid() as finished:
-        finished.setattr(benchmark, "_packed", forbidden)  # which is called where a cell is to be run
+    with monkeypatch.context() as finished:
+        finished.setattr(grid_module, "_packed", forbidden)  # which is called where a cell is to be run
         for same in ({"pairwise_weight": "missing"}, {"gone": 0}, {"gone": False}):
             record(**same)
             assert run_grid(suite, out) == rows
-    for other, said in (({"top_fraction": "missing"}, "share=None, not 0.3"), ({"gone": 2}, "gone=2, not None")):
+    for other, said in (({"top_fraction": "missing"}, "top_fraction=None, not 0.3"), ({"gone": 2}, "gone=2, not None")):
         record(**other)
         with pytest.raises(RecipeError, match=said):
             run_grid(suite, out)
     record(pairwise_weight="missing")
     shutil.rmtree(out / "0/align+selftrain")
     (out / "0/align+selftrain.json").unlink()
-    monkeypatch.setattr("das3.training.run.train", forbidden)  # its stages are das3's
+    monkeypatch.setattr("das3.training.phases.train", forbidden)  # its stages are das3's
     assert run_grid(suite, out)[-1]["miou"] == rows[-1]["miou"]
 
 

@@ -1,4 +1,4 @@
-"""A cell of the bench that fails or is killed fails alone, and goes on where it was."""
+"""A cell of the grid that fails or is killed fails alone, and goes on where it was."""
 
 import json
 import os
@@ -11,8 +11,10 @@ import time
 
 import pytest
 import torch
-from small_benchmark import run_grid, here, weights, write_suite
+from small_benchmark import run_grid, run_here, weights, write_suite
 
+from das3.benchmark import cell as cell_module
+from das3.benchmark import grid as grid_module
 from das3.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_one_failure_leaves_the_others(grid, tmp_path, in_this_process, monkeypatch, capsys):
     suite, finished, rows = grid
     out = shutil.copytree(finished, tmp_path / "out")
-    adapt = cells.adapt
+    adapt = cell_module.adapt
 
     def broken(model, images, *, out, **options):
         if out.name == "minent":
             raise ValueError("out of\nluck")
         return adapt(model, images, out=out, **options)
 
-    monkeypatch.setattr(cells, "adapt", broken)
+    monkeypatch.setattr(cell_module, "adapt", broken)
     given = ["benchmark", "--suite", str(suite), "--out", str(out), "--seeds", "1"]
     assert main([*given, "--methods", "minent,das3,bn"]) == 2
     said = capsys.readouterr()
@@ -43,14 +45,14 @@ def test_one_failure_leaves_the_others(grid, tmp_path, in_this_process, monkeypa
     for name in ("tiny-table.md", "tiny-table.tex", "tiny-bars.pdf", "tiny-classes.png", "tiny-curve.png"):
         assert (out / name).stat().st_size > 300, name
     monkeypatch.undo()
-    monkeypatch.setattr(benchmark, "_in_process", here)
+    monkeypatch.setattr(grid_module, "_in_process", run_here)
     assert run_grid(suite, out, ["minent"])[-1]["miou"] > 0
     assert not (out / "0/minent.error.txt").exists()
 
 
 def test_without_a_source_model_nothing_is_adapted(tmp_path, in_this_process, monkeypatch):
     suite = write_suite(tmp_path / "world")
-    monkeypatch.setattr(cells, "train_supervised", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(cell_module, "train_supervised", lambda *args, **options: 1 / 0)
     rows = run_grid(suite, tmp_path / "out", ["bn"])
     assert [row["error"].split(":")[0] for row in rows] == ["ZeroDivisionError", *2 * ["its source model failed"]]
 
@@ -68,7 +70,7 @@ def begun(grid, tmp_path):
 def assert_goes_on(grid, folder, monkeypatch):
     """What was interrupted ends with the weights and rows of what was not."""
     suite, out, rows = grid
-    monkeypatch.setattr(benchmark, "_in_process", here)
+    monkeypatch.setattr(grid_module, "_in_process", run_here)
     found = run_grid(suite, folder, ["das3"])
     one, other = (weights(root / "0/das3") for root in (out, folder))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -76,15 +78,15 @@ def assert_goes_on(grid, folder, monkeypatch):
 
 
 def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, monkeypatch):
-    log, children = begun / "0/das3/metrics.jsonl", benchmark.multiprocessing.active_children
+    log, children = begun / "0/das3/metrics.jsonl", grid_module.multiprocessing.active_children
 
     def kill():
         wait_for(log.exists)
         (child,) = children()
         os.kill(child.pid, signal.SIGKILL)
 
-    in_process = benchmark._in_process
-    monkeypatch.setattr(benchmark, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else here)(c, *more))
+    in_process = grid_module._in_process
+    monkeypatch.setattr(grid_module, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else run_here)(c, *more))
     killer = threading.Thread(target=kill)
     killer.start()
     rows = run_grid(grid[0], begun, ["das3"])
@@ -96,7 +98,7 @@ def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_bench_that_is_killed_ends_its_cells_and_goes_on(grid, begun, monkeypatch):
+def test_a_benchmark_that_is_killed_ends_its_cells_and_goes_on(grid, begun, monkeypatch):
     suite = grid[0]
     given = ["benchmark", "--suite", str(suite), "--out", str(begun), "--seeds", "1", "--methods", "das3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -11,14 +11,14 @@ from das3.registry import stage_types
 def test_methods_by_name(tmp_path):
     (tmp_path / "mine.yaml").write_text("seed: 7\nimages: somewhere\nbatch_size: 3\nalign: {gamma: 1.5}\n")
     found = find_methods(
-        ["das3", "shot-im", "align+propagate", "align.gamma=0", "average=0.5", str(tmp_path / "mine.yaml")]
+        ["das3", "shot-im", "align+propagate", "align.gamma=0", "ema_decay=0.5", str(tmp_path / "mine.yaml")]
     )
     assert found == {
         "das3": {},
         "shot-im": {"stages": ["shot-im"]},
         "align+propagate": {"stages": ["align", "propagate"]},
         "align.gamma=0": {"align": {"gamma": 0}},
-        "average=0.5": {"ema_decay": 0.5},
+        "ema_decay=0.5": {"ema_decay": 0.5},
         "mine": {"batch_size": 3, "align": {"gamma": 1.5}},
     }
     with pytest.raises(RecipeError, match="no method is called 'magic'; there are: bn, "):

@@ -71,7 +71,7 @@ def test_the_heat_map_is_the_mean_over_seeds() -> None:
     (image,) = axes.images
     nan = np.nan
     wanted = [[31, 11, 21], [41.5, nan, 31.5], [52, 32, 42], [62, 42, 52]]
-    np.testing.assert_allclose(np.asarray(image.get_array().from_namespace(nan)), wanted)
+    np.testing.assert_allclose(np.asarray(image.get_array().filled(nan)), wanted)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["source", "bn", "das3", "oracle"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["road", "pole", "mIoU"]
     assert "–" in [text.get_text() for text in axes.texts]

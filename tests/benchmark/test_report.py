@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from das3.benchmark.report import BEGIN, END, put_into, read_rows, summary
+from das3.benchmark.report import BEGIN, END, put_into, summary
+from das3.benchmark.rows import read_rows
 from das3.benchmark.suites import SUITES
 from das3.cli import main
 from das3.errors import DataError
 
-README = Path(__file__).parents[1] / "benchmarks" / "README.md"
+README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""What users bring to the context: suite files, published sets, models, data of their own."""
+"""What users bring to the benchmark: suite files, published sets, models, data of their own."""
 
 import json
 import pickle
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_benchmark import run_grid, write_suite
 from PIL import Image
+from small_benchmark import run_grid, write_suite
 
+from das3.benchmark import grid as grid_module
 from das3.benchmark.methods import find_methods, method_recipe
 from das3.benchmark.suite_file import find_suite, load_suite
 from das3.benchmark.suites import SUITES
@@ -19,7 +20,7 @@ from das3.models import load_segmenter
 from das3.recipe import load_recipe, recipe_from
 from data import trees
 
-README = Path(__file__).parents[1] / "benchmarks" / "README.md"
+README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 
 pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
@@ -46,13 +47,13 @@ def test_suite_files_that_can_t_be_used(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page_s_suite_file_is_one(tmp_path):
+def test_the_page_s_suite_file_is_valid(tmp_path):
     (tmp_path / "shift.yaml").write_text(re.search(r"```yaml\n(.*?)```", README.read_text(), re.S)[1])
     suite = find_suite(str(tmp_path / "shift.yaml"))
     assert (suite.name, suite.size, suite.network) == ("shift", 240, "das3:small")
     assert suite.target.images == str(tmp_path / "night/images")
     assert suite.test.classes == str(tmp_path / "classes.json")
-    assert benchmark._supervised(suite, "source", 0).lr == 2e-3
+    assert grid_module._supervised(suite, "source", 0).lr == 2e-3
 
 
 @pytest.mark.parametrize(("source", "classes"), [("gta5", 19), ("synthia", 16)])
@@ -60,10 +61,10 @@ def test_published_suites_open_the_published_layout(tmp_path, source, classes):
     getattr(trees, source)(tmp_path / source)
     trees.cityscapes(tmp_path / "cityscapes")
     suite = find_suite(f"{source}-cityscapes", tmp_path)
-    opened = benchmark._opened(pickle.loads(pickle.dumps(suite)))
+    opened = grid_module._opened(pickle.loads(pickle.dumps(suite)))
     assert [data.num_classes for data in opened.values()] == 3 * [classes]
     assert set(opened["target"].images.names).isdisjoint(opened["test"].images.names)
-    kinds = [cell.kind for cell in benchmark.plan(suite, opened, find_methods(["das3"]), [0], tmp_path, {}, 0)]
+    kinds = [cell.kind for cell in grid_module.plan(suite, opened, find_methods(["das3"]), [0], tmp_path, {}, 0)]
     assert kinds == ["source", "oracle", "das3"]
 
 
@@ -94,7 +95,7 @@ def test_a_source_model_that_was_given(grid, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["streets", "camvid-dusk", "camvid-idd"])
-def test_the_committed_recipes_are_what_the_bench_runs(name, tmp_path):
+def test_the_committed_recipes_are_what_the_benchmark_runs(name, tmp_path):
     """Real images are not needed to know the suite's options."""
     (tmp_path / "camvid").mkdir()
     suite = SUITES[name](tmp_path)

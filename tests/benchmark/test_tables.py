@@ -63,7 +63,7 @@ def test_markdown_for_reading() -> None:
     assert widths == {9}
 
 
-def test_the_best_of_each_suite_is_bold_and_bounds_are_not_rivals() -> None:
+def test_the_best_of_each_suite_is_bold_and_bounds_are_not_methods() -> None:
     rows = [*ROWS, row("bn", 0, 10.0, suite="other"), row("das3", 0, 5.0, suite="other")]
     bold = [line[:2] for line in cells(results_table(rows).markdown()) if "**" in line[4]]
     assert bold == [["camvid_dusk", "das3"], ["other", "bn"]]

@@ -43,8 +43,8 @@ def test_adapt_needs_nothing_but_model_images_and_out(world, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert [row["name"] for row in summary["stages"]] == ["source", "align", "selftrain", "propagate"]
     assert all(row["miou"] is None and row["per_class_iou"] is None for row in summary["stages"])
-    assert summary["stages"][0]["look"] is None
-    assert all(isinstance(row["look"], str) for row in summary["stages"][1:])
+    assert summary["stages"][0]["input_transform"] is None
+    assert all(isinstance(row["input_transform"], str) for row in summary["stages"][1:])
     assert summary["gap_closed"] is None
     assert summary["seed"] == 0
     assert "classifier" in capsys.readouterr().err
@@ -64,12 +64,12 @@ def test_evaluation_fills_the_summary_and_equals_the_evaluate_command(world, tmp
 
 
 def test_recipe_file_command_line_and_saved_recipe(world, tmp_path):
-    (tmp_path / "r.yaml").write_text("seed: 7\nbatch_size: 2\nselftrain: {share: 0.25, lr: 0.002}\n")
+    (tmp_path / "r.yaml").write_text("seed: 7\nbatch_size: 2\nselftrain: {top_fraction: 0.25, lr: 0.002}\n")
     out = tmp_path / "run"
     assert adapt(world, out, "--batch-size", 3, "--selftrain.lr=0.003", "--recipe", tmp_path / "r.yaml") == 0
     saved = yaml.safe_load((out / "recipe.yaml").read_text())
     assert (saved["seed"], saved["batch_size"]) == (7, 3)
-    assert (saved["selftrain"]["share"], saved["selftrain"]["lr"], saved["selftrain"]["steps"]) == (0.25, 0.003, 2)
+    assert (saved["selftrain"]["top_fraction"], saved["selftrain"]["lr"], saved["selftrain"]["steps"]) == (0.25, 0.003, 2)
     again = tmp_path / "again"
     assert run("adapt", "--recipe", out / "recipe.yaml", "--out", again, "--quiet") == 0
     first, second = (load_segmenter(f).model.state_dict() for f in (out, again))
@@ -130,7 +130,7 @@ def test_bad_input_is_one_line_that_says_what_and_how(world, tmp_path, capsys):
     refused(capsys, run("adapt", *model, *images, *out, "--num-classes", 7), "3 classes", "7")
     refused(capsys, run("adapt", *model, *images, *out, "--classifier", "head"), "head")
     refused(capsys, run("adapt", *model, *images, *out, "--stages", "align,magic"), "magic", "selftrain")
-    refused(capsys, run("adapt", *model, *images, *out, "--selftrain.share", 2), "selftrain.share")
+    refused(capsys, run("adapt", *model, *images, *out, "--selftrain.top-fraction", 2), "selftrain.top_fraction")
     refused(capsys, run("adapt", *model, *images, *out, "--batch-size", "many"), "batch-size", "many")
     refused(capsys, run("adapt", *model, *images, *out, "--eval-images", tmp_path), "--eval-labels")
     refused(capsys, run("adapt", *model, *images, *out, "--recipe", "nothing"), "nothing")

@@ -144,8 +144,8 @@ def test_a_published_recipe_holds_the_paper_s_settings(name):
     assert (recipe.optimizer, recipe.weight_decay, recipe.power, recipe.size) == ("sgd", 5e-4, 0.9, 512)
     assert {(recipe.options_of(s).lr, recipe.options_of(s).head_lr_factor) for s in recipe.stages} == {(2.5e-4, 10)}
     align, selftrain, propagate = map(recipe.options_of, recipe.stages)
-    assert (align.gamma, align.a, align.alpha / align.diversity) == (5, 3, 1e-3 / 1e-4)
-    assert (selftrain.negative_threshold, selftrain.negative, propagate.easy_share) == (0.05, 1, 0.3)
+    assert (align.gamma, align.entropy_weight, align.alpha / align.diversity_weight) == (5, 3, 1e-3 / 1e-4)
+    assert (selftrain.negative_threshold, selftrain.negative_weight, propagate.easy_share) == (0.05, 1, 0.3)
     shared = load_recipe("gta5-cityscapes")
     differing = {key for key in shared | values if shared.get(key) != values.get(key)}
     assert differing <= {"num_classes", "crop"}
@@ -153,7 +153,7 @@ def test_a_published_recipe_holds_the_paper_s_settings(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_head_of_a_recipe_says_what_is_committed(name):
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parents[2]
     text = (folder / "src/das3/recipes" / f"{name}.yaml").read_text()
     rows = json.loads((folder / "benchmarks/memory.json").read_text())
     peaks = [max(row["memory_gib"] for row in rows if row["size"] == size) for size in ("1024x512", "2048x1024")]
@@ -243,15 +243,15 @@ def test_a_dry_run_says_time_and_memory_and_leaves_nothing(place, tmp_path, caps
 
 
 @pytest.fixture
-def context(tmp_path):
+def small(tmp_path):
     world = worlds.write_world(tmp_path / "w", "target", count=3, size=(128, 128))
     torch.manual_seed(0)
     segmenter = load_segmenter("das3:small", num_classes=3, model_args={"width": 8})
     return segmenter, open_images(world / "images"), make_fabric("cpu", "32")
 
 
-def test_memory_is_weights_optimiser_and_what_autograd_saves(context):
-    segmenter, *_ = context
+def test_memory_is_weights_optimiser_and_what_autograd_saves(small):
+    segmenter, *_ = small
     tensor = torch.zeros(10, 10, requires_grad=True)
     saved = dry._Saved()
     with saved.watching():
@@ -271,8 +271,8 @@ def test_memory_is_weights_optimiser_and_what_autograd_saves(context):
     assert fixed(optimizer="adamw", ema_decay=0.9) == 2 * weights + 3 * parameters
 
 
-def test_costs_scale_with_pixels_and_weights_stay(context):
-    segmenter, images, fabric = context
+def test_costs_scale_with_pixels_and_weights_stay(small):
+    segmenter, images, fabric = small
     recipe = recipe_from({"stages": ["align"], "batch_size": 2, "crop": [128, 128], "ema_decay": 0, "optimizer": "sgd"})
     before = {k: v.clone() for k, v in segmenter.state_dict().items() if "running" not in k and "tracked" not in k}
     whole = dry.stage_cost(recipe, "align", segmenter, images, fabric)
@@ -289,8 +289,8 @@ def test_costs_scale_with_pixels_and_weights_stay(context):
     assert min(whole.step_seconds, whole.prepare_seconds) > 0
 
 
-def test_a_slow_device_sees_smaller_images(context, monkeypatch):
-    segmenter, images, fabric = context
+def test_a_slow_device_sees_smaller_images(small, monkeypatch):
+    segmenter, images, fabric = small
     recipe = recipe_from({"stages": ["align"], "crop": [128, 128]})
     assert dry.affordable(recipe, segmenter, images, fabric) == 1
     monkeypatch.setattr(dry, "_BUDGET", 1e-6)

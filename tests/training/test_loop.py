@@ -32,7 +32,7 @@ class Labels:
         return {"labels": np.tile(np.arange(16, dtype=np.uint8) % 3, (16, 1))}
 
 
-def tiny(bn_mode=True):
+def tiny(norm=True):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(0.1)]
     return Segmenter(nn.Sequential(*layers, nn.Conv2d(8, 3, 1)), example_size=(16, 16))
@@ -62,7 +62,7 @@ def test_accumulated_batches_equal_one_large_batch():
     """Without batch norm and dropout, two batches of 4 are one of 8."""
     results = []
     for sizes in ({"batch_size": 8}, {"batch_size": 4, "accumulate": 2}):
-        segmenter = tiny(bn_mode=False)
+        segmenter = tiny(norm=False)
         segmenter.model[3].p = 0.0
         # Adam would blow rounding up where a gradient is almost 0.
         results.append(fit(segmenter, LoopOptions(optimizer="sgd", **sizes), StageOptions(steps=5, lr=1e-2)))

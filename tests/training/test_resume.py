@@ -22,10 +22,10 @@ OPTIONS = {
     "checkpoint_every": 3,
     "log_every": 2,
     "device": "cpu",
-    "stages": ["match", "align", "selftrain", "propagate"],
-    "match": {"steps": STEPS, "gain": -1.0},
-    "align": {"steps": STEPS, "memory": 0.5},
-    "selftrain": {"steps": STEPS, "color": 0.3, "rounds": 2},
+    "stages": ["mean-teacher", "align", "cbst", "propagate"],
+    "mean_teacher": {"steps": STEPS},
+    "align": {"steps": STEPS},
+    "cbst": {"steps": STEPS, "color": 0.3, "rounds": 2},
     "propagate": {"steps": STEPS, "blur": 0.5},
 }
 
@@ -134,16 +134,16 @@ def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
     steps = [(e["phase"], e["step"]) for e in map(json.loads, lines_of(out))]
     assert steps == sorted(set(steps))
     names = [row["name"] for row in json.loads((out / "summary.json").read_text())["stages"]]
-    assert names == ["source", "match", "align", "selftrain", "selftrain-2", "propagate"]
+    assert names == ["source", "mean-teacher", "align", "cbst", "cbst-2", "propagate"]
 
 
-def test_a_run_lets_a_stage_finish(world, tmp_path):
-    """What is handed on lies halfway between what entered the stage and what it would be without keeping any."""
+def test_a_stage_hands_on_interpolated_weights(world, tmp_path):
+    """What is handed on lies halfway between what entered the stage and what it would be with a source_weight of 0."""
     found = {}
-    for keep in (0.0, 0.5):
-        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "source_weight": keep}}
-        result = adapt(world / "trained", world / "target" / "images", out=tmp_path / str(keep), quiet=True, **options)
-        found[keep] = dict(result.model.named_parameters())
+    for source_weight in (0.0, 0.5):
+        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "source_weight": source_weight}}
+        result = adapt(world / "trained", world / "target" / "images", out=tmp_path / str(source_weight), quiet=True, **options)
+        found[source_weight] = dict(result.model.named_parameters())
     entered = dict(load_segmenter(world / "trained").model.named_parameters())
     for name, value in found[0.5].items():
         torch.testing.assert_close(value, (entered[name] + found[0.0][name]) / 2)
@@ -180,7 +180,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, 
 def test_killed_while_labelling(world, whole, tmp_path):
     out = tmp_path / "run"
     process = start(world, out)
-    labels = out / "work" / "2-selftrain" / "labels"
+    labels = out / "work" / "2-cbst" / "labels"
     wait_for(lambda: labels.is_dir() and any(labels.iterdir()), process)
     process.kill()
     process.communicate()

@@ -43,7 +43,7 @@ class SfdaOptions(StageOptions):
     """
 
     steps: int = 300
-    bn_mode: BatchNormMode = option("frozen", choices=("frozen",))
+    bn_mode: BatchNormMode = option("frozen", choices=("frozen",), old="norm")
     alpha: float = option(1.0, low=0)
     beta: float = option(0.5, low=0)
     gamma: float = option(0.01, low=0)
