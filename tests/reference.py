@@ -40,8 +40,8 @@ def focal_entropy(p, alpha, gamma):
     return sum(alpha * (1 - x) ** gamma * x for x in h) / len(h)
 
 
-def mean_prediction(p, a):
-    w = np.exp(-a * entropy(p))
+def mean_prediction(p, entropy_weight):
+    w = np.exp(-entropy_weight * entropy(p))
     return np.array([sum(w[i] * p[c, i] for i in range(p.shape[1])) / p.shape[1] for c in range(p.shape[0])])
 
 
@@ -49,14 +49,15 @@ def diversity(mean):
     return sum(m * np.log(m) for m in mean if m > 0) / np.log(len(mean))
 
 
-def adjusted(p, layout, underprediction_ratio, balance, place):
-    """p: C×N probabilities; layout: C×N, how often class c is seen where pixel i is; underprediction_ratio: C."""
+def adjust_posteriors(p, spatial_prior, underprediction_ratio, class_balance, spatial_prior_weight):
+    """p: C×N probabilities; spatial_prior: C×N, how often class c is seen where pixel i is; the ratios: C."""
     classes, pixels = p.shape
-    usual = [sum(layout[c]) / pixels for c in range(classes)]
+    usual = [sum(spatial_prior[c]) / pixels for c in range(classes)]
     raised = np.zeros_like(p)
     for c in range(classes):
         for i in range(pixels):
-            raised[c, i] = p[c, i] * (layout[c, i] / usual[c]) ** place * underprediction_ratio[c] ** balance
+            by_place = (spatial_prior[c, i] / usual[c]) ** spatial_prior_weight
+            raised[c, i] = p[c, i] * by_place * underprediction_ratio[c] ** class_balance
     return np.array([[raised[c, i] / sum(raised[:, i]) for i in range(pixels)] for c in range(classes)])
 
 
@@ -111,11 +112,11 @@ def pairwise(p, x, inside, contrast=0.03):
     return sum(means) / len(means)
 
 
-def thresholds(confidence, prediction, share, num_classes):
+def thresholds(confidence, prediction, top_fraction, num_classes):
     """λ_c of one image by sorting each class on its own."""
     result = np.full(num_classes, np.inf)
     for c in range(num_classes):
         values = sorted((v for v, k in zip(confidence, prediction, strict=True) if k == c), reverse=True)
         if values:
-            result[c] = values[max(1, int(np.ceil(len(values) * share - 1e-6))) - 1]
+            result[c] = values[max(1, int(np.ceil(len(values) * top_fraction - 1e-6))) - 1]
     return result

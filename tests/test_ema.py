@@ -1,4 +1,4 @@
-"""Averages of weights against their definition."""
+"""Averages of weights over time, and between two networks, against their definition."""
 
 import numpy as np
 import pytest
@@ -48,17 +48,17 @@ def test_it_goes_on_where_it_stopped():
     assert all(torch.equal(value, whole.values[name]) for name, value in target.state_dict().items())
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
-def test_a_share_of_the_weights_before_stays(keep):
+@pytest.mark.parametrize("source_weight", [0.0, 0.3, 1.0])
+def test_weights_are_interpolated(source_weight):
     network, other = networks(2)
     before, after = copy_weights(network), copy_weights(other)
     network.load_state_dict(other.state_dict())
-    interpolate_weights(network, before, keep)
+    interpolate_weights(network, before, source_weight)
     for name, value in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             assert value == after[name]
         else:
-            expected = keep * before[name].double().numpy() + (1 - keep) * after[name].double().numpy()
+            expected = source_weight * before[name].double().numpy() + (1 - source_weight) * after[name].double().numpy()
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -10,6 +10,7 @@ from das3.losses import (
     entropy_of_probs,
     focal_entropy_loss,
     mean_prediction,
+    mutual_information,
     negative_loss,
     normalized_entropy,
     pairwise_loss,
@@ -56,10 +57,10 @@ def test_focal_entropy_equals_reference(seed, gamma, alpha):
 
 
 @given(seeds, st.floats(0, 5))
-def test_diversity_equals_reference(seed, a):
+def test_diversity_equals_reference(seed, entropy_weight):
     logits = draw_logits(seed)
-    expected = reference.mean_prediction(reference.softmax(flat(logits)), a)
-    mean = mean_prediction(logits, a=a)
+    expected = reference.mean_prediction(reference.softmax(flat(logits)), entropy_weight)
+    mean = mean_prediction(logits, entropy_weight=entropy_weight)
     np.testing.assert_allclose(mean, expected, rtol=1e-9)
     assert diversity_loss(mean).item() == pytest.approx(reference.diversity(expected), rel=1e-9)
 
@@ -109,14 +110,14 @@ def all_losses(logits, valid=None):
 def test_gradients(name):
     logits = draw_logits(1, batch=1, classes=4, height=2, width=2, spread=1.0).requires_grad_()
     if name == "diversity":  # the weight is out of the graph on purpose: check at constant weight
-        assert torch.autograd.gradcheck(lambda z: diversity_loss(mean_prediction(z, a=0.0)), logits)
+        assert torch.autograd.gradcheck(lambda z: diversity_loss(mean_prediction(z, entropy_weight=0.0)), logits)
     else:
         assert torch.autograd.gradcheck(lambda z: all_losses(z)[name], logits)
 
 
 def test_no_gradient_through_the_diversity_weight():
     logits = draw_logits(2).requires_grad_()
-    diversity_loss(mean_prediction(logits, a=3.0)).backward()
+    diversity_loss(mean_prediction(logits, entropy_weight=3.0)).backward()
     weight = torch.exp(-3.0 * normalized_entropy(logits.detach()))
     twin = logits.detach().clone().requires_grad_()
     diversity_loss((weight.unsqueeze(1) * twin.softmax(1)).mean(dim=(0, 2, 3))).backward()
@@ -138,14 +139,14 @@ def test_permuting_classes_changes_nothing(seed):
     torch.testing.assert_close(negative_loss(shuffled, negatives[:, order]), negative_loss(logits, negatives))
 
 
-@pytest.mark.parametrize("rubbish", [1e4, float("nan")])
-def test_padding_changes_neither_loss_nor_gradient(rubbish):
+@pytest.mark.parametrize("garbage", [1e4, float("nan")])
+def test_padding_changes_neither_loss_nor_gradient(garbage):
     logits = draw_logits(3)
-    padded = torch.full((2, 5, 5, 6), rubbish, dtype=torch.float64)
+    padded = torch.full((2, 5, 5, 6), garbage, dtype=torch.float64)
     padded[..., :3, :4] = logits
     valid = torch.zeros(2, 5, 6, dtype=torch.bool)
     valid[:, :3, :4] = True
-    if rubbish != rubbish:  # NaN would pass through the network anyway; the forward value alone is asked for
+    if garbage != garbage:  # NaN would pass through the network anyway; the forward value alone is asked for
         for name in ("focal", "negative", "pooled"):
             assert torch.isfinite(all_losses(padded, valid)[name])
         return
@@ -230,7 +231,7 @@ def test_pairwise_gradient_goes_to_the_logits_and_skips_padding():
     assert not got[..., :8, 8:].any()
 
 
-def test_pairwise_asks_classes_to_end_where_colours_do_and_little_of_noise():
+def test_pairwise_loss_is_small_where_classes_end_at_colour_edges_and_in_noise():
     image = torch.full((1, 3, 16, 24), 0.2)
     image[..., 12:] = 0.7
 
@@ -251,7 +252,7 @@ def test_pairwise_asks_classes_to_end_where_colours_do_and_little_of_noise():
     assert pairwise_loss(torch.zeros(1, 2, 16, 24), noise) == 0
 
 
-def test_pairwise_is_the_same_in_other_light_in_half_precision_and_where_nothing_counts():
+def test_pairwise_loss_under_other_illumination_in_half_precision_and_without_valid_pixels():
     logits, image = draw_logits(4, height=12, width=14).float(), draw_image(4).float()
     plain = pairwise_loss(logits, image)
     torch.testing.assert_close(pairwise_loss(logits, (0.5 * (image + 0.05) - 0.05).clamp(min=0)), plain)
@@ -259,3 +260,13 @@ def test_pairwise_is_the_same_in_other_light_in_half_precision_and_where_nothing
     nowhere = torch.zeros(2, 12, 14, dtype=torch.bool)
     assert pairwise_loss(logits, image, valid=nowhere) == 0
     assert pairwise_loss(logits[..., :3, :2], image[..., :3, :2]) == 0
+
+
+@given(seeds, st.integers(2, 9), st.integers(1, 5))
+def test_mutual_information_is_that_of_image_and_class(seed, classes, count):
+    """Against I = Σ p(x, c) log p(c | x) / p(c), as a share of log C."""
+    p = np.random.default_rng(seed).dirichlet(np.full(classes, 0.5), count).clip(1e-12)
+    marginal = p.mean(axis=0)
+    expected = (p * np.log(p / marginal)).sum(axis=1).mean() / np.log(classes)
+    entropies = -(p * np.log(p)).sum(axis=1) / np.log(classes)
+    assert mutual_information(torch.tensor(p), torch.tensor(entropies)) == pytest.approx(expected, abs=1e-9)

@@ -1,3 +1,5 @@
+"""Batch-norm statistics: re-estimated, blended, held, restored."""
+
 from contextlib import suppress
 
 import pytest
@@ -25,13 +27,13 @@ def test_statistics_are_the_mean_over_the_batches():
     torch.testing.assert_close(model[1].running_var, torch.stack([o.var((0, 2, 3)) for o in outputs]).mean(0))
 
 
-@pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
-def test_blend(blend):
+@pytest.mark.parametrize("target_weight", [0.0, 0.3, 1.0])
+def test_target_weight(target_weight):
     whole, mixed = network(), network()
     reestimate(whole, batches())
-    reestimate(mixed, batches(), blend=blend)
-    torch.testing.assert_close(mixed[1].running_mean, blend * whole[1].running_mean)
-    torch.testing.assert_close(mixed[1].running_var, blend * whole[1].running_var + (1 - blend))
+    reestimate(mixed, batches(), target_weight=target_weight)
+    torch.testing.assert_close(mixed[1].running_mean, target_weight * whole[1].running_mean)
+    torch.testing.assert_close(mixed[1].running_var, target_weight * whole[1].running_var + (1 - target_weight))
 
 
 def test_nothing_but_the_statistics_changes():

@@ -1,4 +1,4 @@
-"""Small worlds for tests: labelled images on disk, networks, what a stage works with."""
+"""Small data sets, networks and stage contexts for tests."""
 
 import json
 from pathlib import Path
@@ -41,19 +41,19 @@ def network(*layers: nn.Module) -> Segmenter:
     return Segmenter(nn.Sequential(*layers), example_size=(8, 8))
 
 
-def pointwise() -> Segmenter:
+def pointwise_network() -> Segmenter:
     """Every pixel is predicted on its own, as one of three classes."""
     return network(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
 
-def context(segmenter: Segmenter, folder: Path, count: int = 3, size: tuple[int, int] = (10, 12)) -> StageContext:
+def stage_context(segmenter: Segmenter, folder: Path, count: int = 3, size: tuple[int, int] = (10, 12)) -> StageContext:
     """A stage's context with images of noise."""
     images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(count)]
     return StageContext(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
 
 
 def dark_corners(size: int) -> np.ndarray:
-    """Light that falls off towards the corners, size × size, of mean 1."""
+    """Illumination that falls off towards the corners, size × size, of mean 1."""
     y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
-    light = 1.3 - 2 * (x**2 + y**2)
-    return light / light.mean()
+    illumination = 1.3 - 2 * (x**2 + y**2)
+    return illumination / illumination.mean()

@@ -14,7 +14,7 @@ from das3.registry import find_stage
 from das3.segmenter import Segmenter
 from das3.stages.thresholds import confidence_histogram, label_above, normalized_labels, thresholds_of
 from reference import B, C, H, W, close, pixels
-from worlds import context, pointwise
+from worlds import pointwise_network, stage_context
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -38,7 +38,7 @@ def test_thresholds_over_the_data_set(rng):
             assert kept.mean() <= share + 0.05
 
 
-def test_class_normalised_labels(logits):
+def test_class_normalized_labels(logits):
     probs = (logits[0] / 3).softmax(0)
     thresholds = torch.tensor([0.9, 0.5, 0.2, 0.99, 0.7])
     p = pixels(probs[None])
@@ -55,14 +55,14 @@ def test_class_normalised_labels(logits):
 
 def test_shot_labels_by_the_nearest_centroid(tmp_path):
     """The authors' procedure with all features in memory."""
-    segmenter = pointwise().eval()
+    segmenter = pointwise_network().eval()
     with torch.no_grad():
         segmenter.model[3].weight *= 20
-    work = context(segmenter, tmp_path)
+    context = stage_context(segmenter, tmp_path)
     stage = find_stage("shot")(find_stage("shot").Options())
-    stage.prepare(work)
+    stage.prepare(context)
     assert not segmenter.training
-    features, logits = zip(*(features_and_logits(segmenter, b) for b in work.batches()), strict=True)
+    features, logits = zip(*(features_and_logits(segmenter, b) for b in context.batches()), strict=True)
     f = np.concatenate([pixels(x) for x in features], axis=1).T
     f = np.concatenate([f, np.ones((len(f), 1))], axis=1)
     f /= np.linalg.norm(f, axis=1, keepdims=True)
@@ -90,10 +90,10 @@ def test_shot_needs_a_feature_map(tmp_path):
 
     segmenter = Segmenter(Tokens(), example_size=(8, 8))
     with pytest.raises(ModelError, match="last"):
-        NearestCentroid(segmenter).fit(context(segmenter, tmp_path), hard=False)
+        NearestCentroid(segmenter).fit(stage_context(segmenter, tmp_path), hard=False)
 
 
-def test_sure_labels(logits, valid):
+def test_confident_labels(logits, valid):
     labels, sure = sure_labels(logits.softmax(1), valid, 0.6)
     p, keep = pixels(logits.softmax(1)), valid.numpy().flatten()
     assert labels.flatten().tolist() == [int(c) if k else 255 for c, k in zip(p.argmax(0), keep, strict=True)]

@@ -13,7 +13,7 @@ from das3.baselines.shot import information_losses
 from das3.baselines.urma import uncertainty_loss
 from das3.registry import find_stage
 from reference import B, C, H, W, close, pixels
-from worlds import context, pointwise
+from worlds import pointwise_network, stage_context
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -72,7 +72,7 @@ def test_complementary_labels_name_the_class_of_that_rank(logits, rank):
 
 def test_instance_discrimination(rng):
     queries, keys = rng.normal(size=(2, 4, 3)), rng.normal(size=(2, 4, 3))
-    trust, inside = rng.uniform(0.5, 1, (2, 4)), np.array([[True, True, False, True], [True, True, True, True]])
+    reliability, inside = rng.uniform(0.5, 1, (2, 4)), np.array([[True, True, False, True], [True, True, True, True]])
     losses = []
     for b in range(2):
         places = [s for s in range(4) if inside[b, s]]
@@ -81,33 +81,33 @@ def test_instance_discrimination(rng):
                 queries[b, s] @ keys[b, t] / np.linalg.norm(queries[b, s]) / np.linalg.norm(keys[b, t])
                 for t in range(4)
             ]
-            score = [trust[b, t] * np.exp(cosine[t] / 0.07) for t in range(4)]
+            score = [reliability[b, t] * np.exp(cosine[t] / 0.07) for t in range(4)]
             losses.append(-np.log(score[s] / sum(score[t] for t in places)))
-    found = instance_loss(*map(torch.from_numpy, (queries, keys, trust, inside)), temperature=0.07)
+    found = instance_loss(*map(torch.from_numpy, (queries, keys, reliability, inside)), temperature=0.07)
     assert found.item() == close(np.mean(losses))
     nowhere = torch.zeros(2, 4, dtype=torch.bool)
-    assert instance_loss(*map(torch.from_numpy, (queries, keys, trust)), nowhere, 0.07).item() == 0
+    assert instance_loss(*map(torch.from_numpy, (queries, keys, reliability)), nowhere, 0.07).item() == 0
 
 
 def test_category_discrimination(logits, valid, rng):
     old = torch.from_numpy(rng.normal(0, 3, (B, C, H, W))).float()
     labels = torch.from_numpy(rng.integers(0, C, (B, H, W))).masked_fill(~valid, 255)
     p, q, y = pixels(logits.softmax(1)), pixels(old.softmax(1)), labels.numpy().flatten()
-    trust = [1 - 1 / (1 + np.exp(-sum(abs(p[c, i] - q[c, i]) for c in range(C)))) for i in range(len(y))]
+    agreement = [1 - 1 / (1 + np.exp(-sum(abs(p[c, i] - q[c, i]) for c in range(C)))) for i in range(len(y))]
     found = historical_consistency(logits.softmax(1), old.softmax(1))
-    np.testing.assert_allclose(found.flatten(), trust, rtol=1e-5)
-    expected = np.mean([-trust[i] * np.log(p[y[i], i]) for i in range(len(y)) if y[i] != 255])
+    np.testing.assert_allclose(found.flatten(), agreement, rtol=1e-5)
+    expected = np.mean([-agreement[i] * np.log(p[y[i], i]) for i in range(len(y)) if y[i] != 255])
     assert category_loss(logits, labels, found).item() == close(expected)
 
 
 def test_atp_losses(tmp_path, valid, rng):
-    segmenter = pointwise().eval()
+    segmenter = pointwise_network().eval()
     image = torch.from_numpy(rng.random((B, 3, H, W))).float()
     with torch.no_grad():
         segmenter.model[3].weight *= 10
     p = pixels(segmenter(image).softmax(1), valid)
     align = find_stage("atp-align")(find_stage("atp-align").Options())
-    align.prepare(context(segmenter, tmp_path))
+    align.prepare(stage_context(segmenter, tmp_path))
     losses = align.loss(segmenter, {"image": image, "valid": valid})
     assert losses["focal_entropy"].item() == close(reference.focal_entropy(p, 1e-3, 5))
     assert losses["diversity"].item() == close(1e-4 * reference.diversity(reference.mean_prediction(p, 3)))
@@ -117,5 +117,5 @@ def test_atp_losses(tmp_path, valid, rng):
     found = kind(kind.Options()).loss(segmenter, batch)
     assert found["negative"].item() == close(reference.negative(p, p < 0.04, "pooled"))
     assert found["negative"] > 0
-    assert kind.Options().keep == 0  # the release hands on what it trained
+    assert kind.Options().source_weight == 0  # the release hands on what it trained
     assert kind(kind.Options(pairwise_weight=1.0)).loss(segmenter, batch)["pairwise"] > 0

@@ -20,7 +20,7 @@ from das3.registry import find_stage, stage_types
 from das3.segmenter import Segmenter
 from das3.stages.base import parameter_groups
 from reference import close
-from worlds import context, network, pointwise
+from worlds import network, pointwise_network, stage_context
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
@@ -38,7 +38,7 @@ def test_features_enter_the_classifier_and_maps_are_brought_to_their_grid():
 
 
 def test_a_teacher_follows_and_is_never_trained():
-    student = pointwise()
+    student = pointwise_network()
     teacher = frozen_copy(student)
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -46,12 +46,12 @@ def test_a_teacher_follows_and_is_never_trained():
     with torch.no_grad():
         student.model[0].weight += 1
         student.model[1].running_mean += 2
-    ema_update(teacher, student, source_weight=0.75)
+    ema_update(teacher, student, decay=0.75)
     torch.testing.assert_close(teacher.model[0].weight, before + 0.25)
     assert torch.equal(teacher.model[1].running_mean, student.model[1].running_mean)
 
 
-def test_two_views_are_cut_alike():
+def test_the_weak_and_the_strong_view_are_cut_alike():
     images = [np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8) for i in range(3)]
     view = Augmentation((16, 16), scale=(0.5, 2.0), color=0.5, blur=1.0)
     strong = Samples(images, view, seed=(1,))
@@ -59,8 +59,8 @@ def test_two_views_are_cut_alike():
     for n in range(5):
         sample = WeakStrongViews(strong)[n]
         assert torch.equal(sample["image"], strong[n]["image"])
-        assert torch.equal(sample["clean"], weak[n]["image"])
-        assert not torch.equal(sample["image"], sample["clean"])
+        assert torch.equal(sample["weak"], weak[n]["image"])
+        assert not torch.equal(sample["image"], sample["weak"])
 
 
 def test_tent_trains_norm_layers_alone():
@@ -70,7 +70,7 @@ def test_tent_trains_norm_layers_alone():
         chosen = {id(p) for p in stage.trainable(segmenter)}
         return [n for n, p in segmenter.model.named_parameters() if id(p) in chosen]
 
-    assert names(pointwise()) == ["1.weight", "1.bias"]
+    assert names(pointwise_network()) == ["1.weight", "1.bias"]
     assert names(network(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 3, 1))) == ["1.weight", "1.bias"]
     both = network(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1))
     assert names(both) == ["2.weight", "2.bias"]
@@ -79,26 +79,27 @@ def test_tent_trains_norm_layers_alone():
 
 
 def test_blended_statistics_lie_half_way(tmp_path):
-    original, means = pointwise(), []
+    original, means = pointwise_network(), []
     before = original.model[1].running_mean.clone()
     for name in ("bn", "bn-blend"):
         segmenter = copy.deepcopy(original)
-        find_stage(name)(find_stage(name).Options()).prepare(context(segmenter, tmp_path))
+        find_stage(name)(find_stage(name).Options()).prepare(stage_context(segmenter, tmp_path))
         means.append(segmenter.model[1].running_mean)
     torch.testing.assert_close(means[1], (before + means[0]) / 2)
 
 
 def test_auxiliary_decoders_are_drawn_anew_and_trained_at_ten_times_the_rate(tmp_path):
-    segmenter = pointwise()
+    segmenter = pointwise_network()
     stage = find_stage("urma")(find_stage("urma").Options(lr=1e-3))
-    stage.prepare(context(segmenter, tmp_path))
+    context = stage_context(segmenter, tmp_path)
+    stage.prepare(context)
     weights = [segmenter.model[3].weight, *(d.weight for d in stage.decoders.copies)]
     assert len(weights) == 5
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
     rates = {id(p): g["lr"] for g in parameter_groups(segmenter, stage, 0.01) for p in g["params"]}
     assert rates[id(weights[0])] == close(1e-3)
     assert all(rates[id(w)] == close(1e-2) for w in weights[1:])
-    again = Decoders(segmenter, 4, 0.5, seed=0)
+    again = Decoders(segmenter, 4, 0.5, seed=context.random_seed())
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(again.copies, stage.decoders.copies, strict=True))
 
 
@@ -116,10 +117,10 @@ def test_urma_needs_one_classifier():
         Decoders(Segmenter(Two(), example_size=(8, 8)), 4, 0.5, seed=0)
 
 
-def test_a_teachers_parameters_are_not_in_the_optimizer(tmp_path):
-    segmenter = pointwise()
+def test_the_optimizer_has_no_parameters_of_the_teacher(tmp_path):
+    segmenter = pointwise_network()
     stage = find_stage("mean-teacher")(find_stage("mean-teacher").Options())
-    stage.prepare(context(segmenter, tmp_path))
+    stage.prepare(stage_context(segmenter, tmp_path))
     chosen = [p for group in parameter_groups(segmenter, stage, 0.01) for p in group["params"]]
     assert {id(p) for p in chosen} == {id(p) for p in segmenter.parameters()}
 

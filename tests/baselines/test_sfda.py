@@ -1,4 +1,4 @@
-"""SFDA: its losses against NumPy, its generator and judge."""
+"""SFDA: its losses against NumPy, its generator and discriminator."""
 
 import copy
 
@@ -15,13 +15,13 @@ from das3.errors import ModelError
 from das3.norms import batch_norms
 from das3.registry import find_stage
 from reference import close, pixels
-from worlds import context, network, pointwise
+from worlds import network, pointwise_network, stage_context
 
 pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_statistics_loss():
-    segmenter = pointwise()
+    segmenter = pointwise_network()
     norm = next(batch_norms(segmenter))
     with torch.no_grad():
         norm.running_mean += 0.5
@@ -60,8 +60,8 @@ def test_patches_are_ranked_place_by_place(rng):
     for place in range(4):
         top, left = place // 2 * 3, place % 2 * 4
         patches = probs[:, :, top : top + 3, left : left + 4]
-        doubt = [reference.entropy(pixels(p[None])).mean() for p in patches]
-        order = np.argsort(doubt)
+        entropies = [reference.entropy(pixels(p[None])).mean() for p in patches]
+        order = np.argsort(entropies)
         assert torch.equal(easy[places == place], patches[order[:2].tolist()])
         assert torch.equal(hard[places == place], patches[order[-2:].tolist()])
     assert len(easy_and_hard(probs[:1], 2)[0]) == 0
@@ -76,7 +76,7 @@ def test_reversed_gradients():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (13, 21)])
-def test_generator_and_judge(size):
+def test_generator_and_discriminator(size):
     images = Generator(size)(torch.randn(2, 256))
     assert images.shape == (2, 3, *size)
     assert images.min() >= 0
@@ -86,9 +86,9 @@ def test_generator_and_judge(size):
 
 def test_the_generator_seeks_images_on_which_the_models_differ_and_the_segmenter_follows(tmp_path):
     """One step against each gradient alone: the difference grows for the generator and shrinks for the segmenter."""
-    segmenter = pointwise()
+    segmenter = pointwise_network()
     stage = find_stage("sfda")(find_stage("sfda").Options())
-    stage.prepare(context(segmenter, tmp_path, size=(32, 32)))
+    stage.prepare(stage_context(segmenter, tmp_path, size=(32, 32)))
     with torch.no_grad():
         segmenter.model[3].weight += torch.randn_like(segmenter.model[3].weight)
     segmenter.eval()
@@ -108,11 +108,11 @@ def test_the_generator_seeks_images_on_which_the_models_differ_and_the_segmenter
         module.load_state_dict(kept)
 
 
-def test_made_up_images_move_no_running_statistics(tmp_path):
-    segmenter = pointwise()
+def test_generated_images_move_no_running_statistics(tmp_path):
+    segmenter = pointwise_network()
     source = copy.deepcopy(segmenter.model[1].running_mean)
     stage = find_stage("sfda")(find_stage("sfda").Options())
-    stage.prepare(context(segmenter, tmp_path, size=(32, 32)))
+    stage.prepare(stage_context(segmenter, tmp_path, size=(32, 32)))
     assert torch.equal(stage.source.model[1].running_mean, source)
     assert not torch.equal(segmenter.model[1].running_mean, source)
     image = torch.rand(2, 3, 8, 8)
@@ -126,4 +126,4 @@ def test_made_up_images_move_no_running_statistics(tmp_path):
 def test_sfda_needs_batch_norm(tmp_path):
     segmenter = network(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
     with pytest.raises(ModelError, match="batch-norm"):
-        find_stage("sfda")(find_stage("sfda").Options()).prepare(context(segmenter, tmp_path))
+        find_stage("sfda")(find_stage("sfda").Options()).prepare(stage_context(segmenter, tmp_path))

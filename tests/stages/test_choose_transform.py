@@ -1,23 +1,29 @@
-"""Which look of its images a model is shown: what it tells of each, and what follows for the stages."""
+"""Which input transform is chosen for a model: its confidence under each, and what follows for the stages."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import worlds
 from das3.data.open import open_images
 from das3.input_transforms import COLOR_TRANSFORMS, InputTransform, estimate_illumination
+from das3.losses import entropy_of_probs, mutual_information
 from das3.norms import reestimate
 from das3.registry import find_stage
 from das3.segmenter import Preprocess, Segmenter
-from das3.stages.choose_transform import ConfidenceStatistics
+from das3.stages.choose_transform import ConfidenceStatistics, choose_input_transform, confidence_statistics
 from das3.stages.context import StageContext
 from das3.training.loop import make_fabric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+UNCHANGED = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 class Skies:
@@ -38,8 +44,8 @@ class Skies:
         return (image + noise).clip(0, 255).astype(np.uint8), None
 
 
-def told_by(weights, bias):
-    """Two classes told by a linear function of the pixel's colour."""
+def color_classifier(weights, bias):
+    """Two classes, separated by a linear function of the pixel's colour."""
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
     with torch.no_grad():
         for layer in layers:
@@ -48,128 +54,151 @@ def told_by(weights, bias):
         layers[0].weight[0, :, 0, 0] = torch.tensor(weights)
         layers[0].bias[0] = bias
         layers[1].weight[:, 0, 0, 0] = torch.tensor([20.0, -20.0])
-    as_it_is = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return Segmenter(layers, preprocess=as_it_is, example_size=(16, 16)).eval()
+    return Segmenter(layers, preprocess=UNCHANGED, example_size=(16, 16)).eval()
 
 
-def looks_best(context, *, color_transforms=True, upscale=False):
-    """Name of the best look."""
-    best = context._CHOOSE_(color_transforms=tones, upscale=zooms)
-    assert (best is context) == (best.look is None)
-    return best.look.name if best.look else "plain"
+def best_transform(context, *, color=True, upscale=False):
+    """Name of the transform that is chosen."""
+    best = choose_input_transform(context, color=color, upscale=upscale)
+    assert (best is context) == (best.transform is None)
+    return best.transform_name
 
 
-def bench_of(folder, segmenter, tint):
-    return StageContext(make_fabric("cpu", "32"), segmenter, open_images(Skies(tint)), folder, (0, 0), (16, 16), 4)
+def context_of(folder, segmenter, images):
+    """A stage's context; its crop is the size of the images."""
+    target = open_images(images)
+    return StageContext(make_fabric("cpu", "32"), segmenter, target, folder, (0, 0), target.size(0), 4)
+
+
+def context_of_skies(folder, segmenter, tint):
+    return context_of(folder, segmenter, Skies(tint))
 
 
 WHITE, BLUE = (220, 220, 220), (60, 130, 230)
-# Sky is what is red: white is, and in grey blue is, too.
+UNADJUSTED = {"class_balance": 0.0, "spatial_prior_weight": 0.0}
+# Sky is what is red: white is, and in grayscale blue is, too.
 RED = ([1.0, 0.0, 0.0], -0.3)
-# Above is what is bluer than it is red, below what is not: grey tells nothing.
+# Above is what is bluer than it is red, below what is not: grayscale images show nothing of that.
 HUE = ([-1.0, 0.0, 1.0], -0.3)
 
 
-def test_grey_is_best_where_colour_misleads_the_model(tmp_path):
-    assert looks_best(bench_of(tmp_path / "blue", told_by(*RED), BLUE)) == "grey"
-    assert looks_best(bench_of(tmp_path / "white", told_by(*RED), WHITE)) != "grey"
+def test_grayscale_is_chosen_where_colour_misleads_the_model(tmp_path):
+    assert best_transform(context_of_skies(tmp_path / "blue", color_classifier(*RED), BLUE)) == "grayscale"
+    assert best_transform(context_of_skies(tmp_path / "white", color_classifier(*RED), WHITE)) != "grayscale"
 
 
-def test_grey_is_not_best_where_the_model_needs_colour(tmp_path):
-    assert "grey" not in looks_best(bench_of(tmp_path, told_by(*HUE), BLUE))
+def test_grayscale_is_not_chosen_where_the_model_needs_colour(tmp_path):
+    assert "grayscale" not in best_transform(context_of_skies(tmp_path, color_classifier(*HUE), BLUE))
 
 
-def tell(monkeypatch, found):
-    """Let the model tell of each look (information, doubt) as `found` says; the looks it was asked for."""
+def fake_statistics(monkeypatch, found):
+    """Let (mutual information, mean entropy) under each transform be as `found` says; the transforms that are tried."""
     tried = []
 
-    def insight(context, name):
-        tried.append(context.look.name)
-        assert name == f"looks/{context.look.name}"
-        return ConfidenceStatistics(*found.get(context.look.name, (0.1, 0.9)))
+    def statistics(context, name):
+        tried.append(context.transform_name)
+        assert name == f"input_transforms/{context.transform_name}"
+        return ConfidenceStatistics(*found.get(context.transform_name, (0.1, 0.9)))
 
-    monkeypatch.setattr(StageContext, "insight", insight)
+    monkeypatch.setattr("das3.stages.choose_transform.confidence_statistics", statistics)
     return tried
 
 
+def test_statistics_are_those_of_the_predictions_for_transformed_images(tmp_path):
+    context = context_of_skies(tmp_path, color_classifier(*RED), BLUE)
+    context = replace(context, transform=InputTransform(("grayscale",)))
+    with torch.no_grad():
+        shown = torch.cat([COLOR_TRANSFORMS["grayscale"](batch) for batch in context.batches()])
+        probs = context.segmenter(shown).softmax(1)
+    entropies = entropy_of_probs(probs).mean((1, 2))
+    found = confidence_statistics(context, "statistics")
+    assert found.mutual_information == pytest.approx(mutual_information(probs.mean((2, 3)), entropies), abs=1e-6)
+    assert found.mean_entropy == pytest.approx(entropies.mean().item(), abs=1e-6)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(-1, 1))
+def test_to_improve_the_information_must_grow_and_the_entropy_fall(information, entropy, other, other_entropy, by):
+    improves_on = ConfidenceStatistics(information, entropy).improves_on(ConfidenceStatistics(other, other_entropy), by)
+    assert improves_on == (information > other + by and entropy < other_entropy)
+
+
 @pytest.mark.parametrize(
-    ("grey", "best"),
+    ("grayscale", "best"),
     [
-        ((0.52, 0.19), "grey"),
-        ((0.52, 0.21), "plain"),  # it shows more and leaves the model in doubt: background turned into objects
-        ((0.505, 0.1), "plain"),  # hardly more
+        ((0.52, 0.19), "grayscale"),
+        ((0.52, 0.21), "none"),  # more classes, but a larger entropy: background turned into objects
+        ((0.505, 0.1), "none"),  # hardly more information
     ],
 )
-def test_a_tone_has_to_tell_clearly_more_and_leave_less_doubt(grey, best, tmp_path, monkeypatch):
-    tried = tell(monkeypatch, {"plain": (0.5, 0.2), "grey": grey})
-    assert looks_best(bench_of(tmp_path, told_by(*RED), WHITE)) == best
-    assert tried[:7] == ["plain", "evenly lit", *COLOR_TRANSFORMS]
-    assert len(tried) == (12 if best == "grey" else 7)
+def test_a_color_transform_must_raise_mutual_information_and_lower_entropy(grayscale, best, tmp_path, monkeypatch):
+    tried = fake_statistics(monkeypatch, {"none": (0.5, 0.2), "grayscale": grayscale})
+    assert best_transform(context_of_skies(tmp_path, color_classifier(*RED), WHITE)) == best
+    assert tried[:7] == ["none", "even illumination", *COLOR_TRANSFORMS]
+    assert len(tried) == (12 if best == "grayscale" else 7)
 
 
-def test_tones_are_tried_on_top_of_the_best_as_long_as_they_tell_more(tmp_path, monkeypatch):
-    found = {"plain": (0.5, 0.3), "lifted": (0.55, 0.28), "smooth": (0.54, 0.2), "lifted lifted": (0.6, 0.25)}
-    found |= {"lifted smooth": (0.58, 0.2), "lifted lifted smooth": (0.605, 0.1)}
-    tried = tell(monkeypatch, found)
-    assert looks_best(bench_of(tmp_path, told_by(*RED), WHITE)) == "lifted lifted"
+def test_color_transforms_are_added_as_long_as_mutual_information_grows(tmp_path, monkeypatch):
+    found = {"none": (0.5, 0.3), "brighter": (0.55, 0.28), "smooth": (0.54, 0.2), "brighter brighter": (0.6, 0.25)}
+    found |= {"brighter smooth": (0.58, 0.2), "brighter brighter smooth": (0.605, 0.1)}
+    tried = fake_statistics(monkeypatch, found)
+    assert best_transform(context_of_skies(tmp_path, color_classifier(*RED), WHITE)) == "brighter brighter"
     assert len(tried) == 17
-    tell(monkeypatch, {" ".join(["darker"] * n) or "plain": (0.5 + 0.05 * n, 0.3 - 0.05 * n) for n in range(6)})
-    assert looks_best(bench_of(tmp_path, told_by(*RED), WHITE)) == "darker darker darker"
+    fake_statistics(monkeypatch, {" ".join(["darker"] * n) or "none": (0.5 + 0.05 * n, 0.3 - 0.05 * n) for n in range(6)})
+    assert best_transform(context_of_skies(tmp_path, color_classifier(*RED), WHITE)) == "darker darker darker"
 
 
 @pytest.mark.parametrize(
     ("even", "best"),
     [
-        ((0.4, 0.1), "evenly lit"),  # of a rare class there is less to tell, but no less of it is told
-        ((0.37, 0.14), "evenly lit"),  # or little less
-        ((0.4, 0.19), "plain"),  # hardly surer
-        ((0.2, 0.1), "plain"),  # surer, since it sees less
+        ((0.4, 0.1), "even illumination"),  # a rare class: less information in all, the normalised one is no smaller
+        ((0.37, 0.14), "even illumination"),  # or a little smaller
+        ((0.4, 0.19), "none"),  # hardly more confident
+        ((0.2, 0.1), "none"),  # more confident since it sees fewer classes
     ],
 )
-def test_images_are_evenly_lit_where_the_model_is_much_surer_of_them(even, best, tmp_path, monkeypatch):
-    tried = tell(monkeypatch, {"plain": (0.6, 0.2), "evenly lit": even})
-    context = bench_of(tmp_path, told_by(*RED), WHITE)
-    assert looks_best(context) == best
-    assert tried[:2] == ["plain", "evenly lit"]
-    assert looks_best(context, color_transforms=False, upscale=True) == "plain"
+def test_illumination_is_evened_where_the_model_is_much_more_confident(even, best, tmp_path, monkeypatch):
+    tried = fake_statistics(monkeypatch, {"none": (0.6, 0.2), "even illumination": even})
+    context = context_of_skies(tmp_path, color_classifier(*RED), WHITE)
+    assert best_transform(context) == best
+    assert tried[:2] == ["none", "even illumination"]
+    assert best_transform(context, color=False, upscale=True) == "none"
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
-@pytest.mark.parametrize("tones", [True, False])
-def test_labels_follow_the_best_tone(stage, tones, tmp_path):
+@pytest.mark.parametrize("color", [True, False])
+def test_labels_are_made_under_the_chosen_color_transform(stage, color, tmp_path):
     more = {"top_fraction": 1.0} if stage == "selftrain" else {}
-    options = find_stage(stage).Options(color_transforms=tones, upscale=False, class_balance=0.0, spatial_prior_weight=0.0, **more)
+    options = find_stage(stage).Options(color_transforms=color, upscale=False, **UNADJUSTED, **more)
     made = find_stage(stage)(options)
-    made.prepare(bench_of(tmp_path, told_by(*RED), BLUE))
-    assert made.input_transform == ("grey" if tones else "plain")
+    made.prepare(context_of_skies(tmp_path, color_classifier(*RED), BLUE))
+    assert made.input_transform == ("grayscale" if color else "none")
     labels = made.pseudo_labels[0]["labels"]
     assert (labels[8:] == 1).all()
-    assert (labels[:8] == (0 if tones else 1)).mean() > 0.9
-    assert (tmp_path / "looks").exists() == tones
+    assert (labels[:8] == (0 if color else 1)).mean() > 0.9
+    assert (tmp_path / "input_transforms").exists() == color
 
 
 @pytest.mark.parametrize(
-    "look",
+    "transform",
     [
         None,
         InputTransform(),
-        InputTransform(("lifted",)),
-        InputTransform(("grey",), 2.0),
-        InputTransform(light=torch.rand(1, 1, 8, 8)),
+        InputTransform(("brighter",)),
+        InputTransform(("grayscale",), 2.0),
+        InputTransform(illumination=torch.rand(1, 1, 8, 8)),
     ],
 )
-def test_labels_are_made_on_the_looks_own_statistics_which_are_then_forgotten(look, tmp_path):
+def test_labels_are_made_on_norm_statistics_of_transformed_images_which_are_then_undone(transform, tmp_path):
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    as_it_is = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    context = bench_of(tmp_path, Segmenter(layers, preprocess=as_it_is, example_size=(16, 16)).eval(), BLUE)
+    context = context_of_skies(tmp_path, Segmenter(layers, preprocess=UNCHANGED, example_size=(16, 16)).eval(), BLUE)
     before = {k: v.clone() for k, v in layers.state_dict().items()}
     seen = []
-    replace(context, look=look).label_all("seen", lambda probs: seen.append(probs) or {})
+    replace(context, transform=transform).label_all("seen", lambda probs: seen.append(probs) or {})
     assert all(torch.equal(before[k], v) for k, v in layers.state_dict().items())
     # Batches of 4 images; twice as large, one by one, so that they take no more memory.
-    at_once = 1 if look and look.zoom > 1 else 4
-    shown = [part for batch in context.batches() for part in (look or InputTransform())(batch).split(at_once)]
-    if look:
+    at_once = 1 if transform and transform.upscale > 1 else 4
+    shown = [part for batch in context.batches() for part in (transform or InputTransform())(batch).split(at_once)]
+    if transform:
         reestimate(layers, shown)
     with torch.no_grad():
         logits = torch.cat([layers.eval()(part) for part in shown])
@@ -177,28 +206,26 @@ def test_labels_are_made_on_the_looks_own_statistics_which_are_then_forgotten(lo
     torch.testing.assert_close(torch.stack(seen), expected)
 
 
-def test_samples_are_shown_in_the_look_but_for_its_zoom(tmp_path):
-    context = bench_of(tmp_path, told_by(*RED), BLUE)
-    look = InputTransform(("lifted",), 2.0, estimate_illumination(context.batches()))
+def test_training_samples_are_transformed_but_not_enlarged(tmp_path):
+    context = context_of_skies(tmp_path, color_classifier(*RED), BLUE)
+    transform = InputTransform(("brighter",), 2.0, estimate_illumination(context.batches()))
     options = find_stage("align").Options()
-    plain, shown = context.samples(options), replace(context, look=look).samples(options)
+    plain, shown = context.samples(options), replace(context, transform=transform).samples(options)
     for n in range(5):
         i = plain.pick(n)
-        as_it_is = torch.from_numpy(context.images[i]).permute(2, 0, 1)[None] / 255
-        wanted = replace(look, zoom=1.0)(as_it_is)[0]
+        original = torch.from_numpy(context.images[i]).permute(2, 0, 1)[None] / 255
+        wanted = replace(transform, upscale=1.0)(original)[0]
         sample = shown[n]["image"]
         assert min((sample - w).abs().max() for w in (wanted, wanted.flip(-1))) <= 0.5 / 255 + 1e-6
-        assert torch.equal(plain[n]["image"][:, :, 0], as_it_is[0, :, :, 0]) or torch.equal(
-            plain[n]["image"][:, :, 0], as_it_is[0, :, :, -1]
-        )
+        assert any(torch.equal(plain[n]["image"], one) for one in (original[0], original[0].flip(-1)))
 
 
-@pytest.mark.parametrize("tones", [True, False])
-def test_stage_1_trains_on_the_best_tone_and_hands_on_statistics_of_plain_images(tones, tmp_path):
-    context = bench_of(tmp_path, told_by(*RED), BLUE)
-    stage = find_stage("align")(find_stage("align").Options(color_transforms=tones))
+@pytest.mark.parametrize("color", [True, False])
+def test_stage_1_trains_on_transformed_images_and_hands_on_statistics_of_the_original_ones(color, tmp_path):
+    context = context_of_skies(tmp_path, color_classifier(*RED), BLUE)
+    stage = find_stage("align")(find_stage("align").Options(color_transforms=color))
     image = stage.prepare(context)[0]["image"]
-    assert torch.equal(image[0], image[1]) == tones
+    assert torch.equal(image[0], image[1]) == color
     seen = []
     context.segmenter.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     context.segmenter.model.append(nn.BatchNorm2d(2))
@@ -206,12 +233,12 @@ def test_stage_1_trains_on_the_best_tone_and_hands_on_statistics_of_plain_images
     assert not torch.equal(seen[0][:, 0], seen[0][:, 1])
 
 
-def test_stage_1_with_held_statistics_trains_on_the_images_as_they_are(tmp_path):
-    context = bench_of(tmp_path, told_by(*RED), BLUE)
+def test_stage_1_with_held_statistics_trains_on_the_original_images(tmp_path):
+    context = context_of_skies(tmp_path, color_classifier(*RED), BLUE)
     options = find_stage("align").Options(bn_mode="target")
     image = find_stage("align")(options).prepare(context)[0]["image"]
     assert not torch.equal(image[0], image[1])
-    assert not (tmp_path / "looks").exists()
+    assert not (tmp_path / "input_transforms").exists()
 
 
 LINES = [2, 3, 7, 8, 12, 13, 17, 18]
@@ -230,45 +257,45 @@ class Lines(Skies):
 
 
 class Coarse(nn.Module):
-    """Bright and dark told apart after a blur of 3 × 3 pixels, so that a line has to be that wide."""
+    """Tells bright from dark after a blur of 3 × 3 pixels, so that a line has to be that wide."""
 
     def __init__(self):
         super().__init__()
         self.pool = nn.AvgPool2d(3, 1, 1)
-        self.told = told_by([1.0, 0.0, 0.0], -0.6).model
+        self.classifier = color_classifier([1.0, 0.0, 0.0], -0.6).model
 
     def forward(self, images):
-        return self.told(self.pool(images))
+        return self.classifier(self.pool(images))
 
 
 @pytest.mark.parametrize(
     ("found", "best", "tried"),
     [
         ({"x1.33": (0.5, 0.15), "x1.67": (0.5, 0.12), "x2": (0.5, 0.1)}, "x2", 3),
-        ({"x1.33": (0.5, 0.15), "x1.67": (0.5, 0.145)}, "x1.33", 2),  # hardly surer than before
-        ({"x1.33": (0.4, 0.1), "x1.67": (0.05, 0.05)}, "x1.33", 2),  # surer of a thinner one, of none
-        ({"x1.33": (0.5, 0.19)}, "plain", 1),  # hardly surer
-        ({"x1.33": (0.1, 0.1)}, "plain", 1),  # surer of fewer classes
+        ({"x1.33": (0.5, 0.15), "x1.67": (0.5, 0.145)}, "x1.33", 2),  # hardly more confident than before
+        ({"x1.33": (0.4, 0.1), "x1.67": (0.05, 0.05)}, "x1.33", 2),  # more confident, but the normalised information falls too far
+        ({"x1.33": (0.5, 0.19)}, "none", 1),  # hardly more confident
+        ({"x1.33": (0.1, 0.1)}, "none", 1),  # more confident of fewer classes
     ],
 )
-def test_images_are_zoomed_as_long_as_the_model_is_much_surer_of_them(found, best, tried, tmp_path, monkeypatch):
-    context = bench_of(tmp_path, told_by(*RED), WHITE)
-    looks = tell(monkeypatch, {"plain": (0.5, 0.2), **found})
-    assert looks_best(context, color_transforms=False, upscale=True) == best
-    assert looks == ["plain", *found][: tried + 1]
+def test_images_are_enlarged_as_long_as_the_model_is_much_more_confident(found, best, tried, tmp_path, monkeypatch):
+    context = context_of_skies(tmp_path, color_classifier(*RED), WHITE)
+    asked = fake_statistics(monkeypatch, {"none": (0.5, 0.2), **found})
+    assert best_transform(context, color=False, upscale=True) == best
+    assert asked == ["none", *found][: tried + 1]
 
 
-def test_light_then_tones_then_zooms(tmp_path, monkeypatch):
-    context = bench_of(tmp_path, told_by(*RED), WHITE)
-    found = {"plain": (0.5, 0.3), "evenly lit": (0.5, 0.2), "grey": (0.7, 0.1), "evenly lit grey": (0.6, 0.15)}
-    found |= {"evenly lit grey x1.33": (0.6, 0.1), "evenly lit grey x1.67": (0.6, 0.2)}
-    tell(monkeypatch, found)
-    assert looks_best(context, upscale=True) == "evenly lit grey x1.33"
-    assert looks_best(context) == "evenly lit grey"
+def test_illumination_comes_first_then_colour_then_size(tmp_path, monkeypatch):
+    context = context_of_skies(tmp_path, color_classifier(*RED), WHITE)
+    found = {"none": (0.5, 0.3), "even illumination": (0.5, 0.2), "grayscale": (0.7, 0.1), "even illumination grayscale": (0.6, 0.15)}
+    found |= {"even illumination grayscale x1.33": (0.6, 0.1), "even illumination grayscale x1.67": (0.6, 0.2)}
+    fake_statistics(monkeypatch, found)
+    assert best_transform(context, upscale=True) == "even illumination grayscale x1.33"
+    assert best_transform(context) == "even illumination grayscale"
 
 
 class Spots(Skies):
-    """A dark spot on a bright ground, under light that leaves the corners as dark."""
+    """A dark spot on a bright ground, under an illumination that leaves the corners as dark."""
 
     def __getitem__(self, i):
         if not 0 <= i < self.count:
@@ -287,41 +314,38 @@ class Spots(Skies):
 
 
 @pytest.mark.parametrize("stage", ["align", "selftrain", "propagate"])
-@pytest.mark.parametrize("light", [True, False])
-def test_dark_corners_are_no_spots_where_the_light_is_evened(stage, light, tmp_path):
+@pytest.mark.parametrize("color", [True, False])
+def test_dark_corners_are_no_spots_under_even_illumination(stage, color, tmp_path):
     spots = Spots(WHITE, 40)
-    segmenter = told_by([-1.0, 0.0, 0.0], 0.52)
+    segmenter = color_classifier([-1.0, 0.0, 0.0], 0.52)
     with torch.no_grad():
         segmenter.model[1].weight *= 0.5
-    context = StageContext(make_fabric("cpu", "32"), segmenter, open_images(spots), tmp_path, (0, 0), (16, 16), 4)
+    context = context_of(tmp_path, segmenter, spots)
     more = {"top_fraction": 1.0} if stage == "selftrain" else {}
     more |= {} if stage == "align" else {"upscale": False, "spatial_prior_weight": 0.0}
-    made = find_stage(stage)(find_stage(stage).Options(color_transforms=light, class_balance=0.0, **more))
+    made = find_stage(stage)(find_stage(stage).Options(color_transforms=color, class_balance=0.0, **more))
     samples = made.prepare(context)
     if stage == "align":
         image = samples[0]["image"]
-        assert (image[:, :2, :2].mean() > 0.6) == light
+        assert (image[:, :2, :2].mean() > 0.6) == color
         return
     right = np.mean([(made.pseudo_labels[i]["labels"] == spots.truth(i)).mean() for i in range(40)])
-    assert right > 0.97 if light else right < 0.93
+    assert right > 0.97 if color else right < 0.93
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
-@pytest.mark.parametrize("zooms", [True, False])
-def test_labels_are_made_of_larger_images_where_the_model_is_too_coarse(stage, zooms, tmp_path):
-    """Lines that a blurring network can't tell from the ground it tells once they are wider."""
-    as_it_is = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    segmenter = Segmenter(Coarse(), preprocess=as_it_is, example_size=(24, 24)).eval()
-    context = StageContext(
-        make_fabric("cpu", "32"), segmenter, open_images(Lines(WHITE)), tmp_path, (0, 0), (24, 24), 4
-    )
+@pytest.mark.parametrize("upscale", [True, False])
+def test_labels_are_made_on_larger_images_where_the_model_is_too_coarse(stage, upscale, tmp_path):
+    """A blurring network sees the lines only once they are wider."""
+    segmenter = Segmenter(Coarse(), preprocess=UNCHANGED, example_size=(24, 24)).eval()
+    context = context_of(tmp_path, segmenter, Lines(WHITE))
     more = {"top_fraction": 1.0} if stage == "selftrain" else {}
-    made = find_stage(stage)(find_stage(stage).Options(color_transforms=False, upscale=zooms, class_balance=0.0, spatial_prior_weight=0.0, **more))
+    made = find_stage(stage)(find_stage(stage).Options(color_transforms=False, upscale=upscale, **UNADJUSTED, **more))
     made.prepare(context)
     truth = np.ones((24, 24), np.uint8)
     truth[:, LINES] = 0
     right = (made.pseudo_labels[0]["labels"] == truth).mean()
-    assert right > 0.9 if zooms else right < 0.8
+    assert right > 0.9 if upscale else right < 0.8
 
 
 def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
@@ -329,11 +353,9 @@ def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
         def forward(self, images):
             return super().forward(images) + torch.zeros(1, 1, 24, 24)
 
-    as_it_is = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=(24, 24))
-    segmenter = Segmenter(OneSize(), preprocess=as_it_is, example_size=(24, 24)).eval()
+    preprocess = replace(UNCHANGED, size=(24, 24))
+    segmenter = Segmenter(OneSize(), preprocess=preprocess, example_size=(24, 24)).eval()
     assert segmenter.takes(24, 24)
     assert not segmenter.takes(25, 24)
-    context = StageContext(
-        make_fabric("cpu", "32"), segmenter, open_images(Lines(WHITE)), tmp_path, (0, 0), (24, 24), 4
-    )
-    assert looks_best(context, color_transforms=False, upscale=True) == "plain"
+    context = context_of(tmp_path, segmenter, Lines(WHITE))
+    assert best_transform(context, color=False, upscale=True) == "none"

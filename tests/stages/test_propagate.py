@@ -24,7 +24,7 @@ def test_easy_images_are_those_of_lowest_entropy(entropies, share):
         assert hard
 
 
-def test_the_paper_s_split():
+def test_the_split_on_an_example():
     assert split_by_entropy([0.4, 0.1, 0.3, 0.2], 0.25) == ([1], [3, 2, 0])
 
 
@@ -74,7 +74,7 @@ def test_the_class_for_which_a_hard_image_was_drawn_is_mixed_into_the_other():
     rare = RareClasses([Halves()(i)["labels"] for i in range(6)], temperature=1e6)
     plain = Samples(images, Augmentation((8, 12), flip=False), seed=(0,), maps=Halves(), rare=rare)
     samples = EasyAndHard(plain, [], range(6), mix=True)
-    drawn = [samples.hard.draw(n // 2, salt=1) for n in range(60)]
+    drawn = [samples.hard.draw(n, salt=1) for n in range(60)]
     for n, (index, wanted) in enumerate(drawn):
         assert wanted in (2 * index, 2 * index + 1)
         assert (samples[n]["labels"] == wanted).sum() == 48
@@ -85,3 +85,5 @@ def test_without_easy_or_hard_images_the_others_are_shown(easy, hard):
     found = list(shown(easy, hard, mix=False))
     assert {is_hard for is_hard, _ in found} == {bool(hard)}
     assert all(images in ({1}, {2}) for _, images in found)
+    # Both once an epoch.
+    assert all(found[n][1] != found[n + 1][1] for n in range(0, 24, 2))

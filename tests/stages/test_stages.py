@@ -1,4 +1,4 @@
-"""What every stage must do, ours and the baselines: one suite for all of them."""
+"""What every stage must do, of das3 and of the baselines: one suite for all of them."""
 
 import dataclasses
 import io
@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from das3.baselines.bn_statistics import running_statistics
 from das3.data.open import open_images
 from das3.data.rare_classes import RareClasses
 from das3.errors import RecipeError
@@ -21,27 +20,16 @@ from das3.pseudo_labels import unpack_negatives
 from das3.registry import find_stage, stage_types
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
-from das3.stages.options import LoopOptions, StageOptions
-from das3.stages.priors import ClassPriors
+from das3.stages.options import LoopOptions, StageOptions, bounds_of
+from das3.stages.priors import ClassPriors, class_priors
 from das3.training.loop import StepState, make_fabric, train
 
 NAMES = list(stage_types())
 TRAINED = [n for n in NAMES if stage_types()[n].Options().steps]
-CLASSIFIER_IS_FROZEN = {"align", "match", "atp-align", "shot-im", "shot", "tent"}
+CLASSIFIER_IS_FROZEN = {"align", "atp-align", "shot-im", "shot", "tent"}
+UNADJUSTED = {"class_balance": 0.0, "spatial_prior_weight": 0.0}
 SEED = (0, 0)
 LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1, ema_decay=0.5)
-
-# A value out of range for every option that has a range.
-WRONG = {
-    **{"steps": -1, "lr": 0.0, "head_lr_factor": -1.0, "bn_mode": "none", "scale": (0.0, 1.0), "color": -1.0, "blur": 2.0},
-    **{"alpha": -1.0, "gamma": -1.0, "diversity": -1.0, "a": -1.0, "memory": 1.0, "prior": "none", "class_balance": 2.0},
-    **{"top_fraction": 0.0, "negative_threshold": 0.0, "negative": -1.0, "negative_form": "none", "negative_where": "none"},
-    **{"rounds": 0, "easy_share": 2.0, "blend": 2.0, "ratio": 2.0, "beta": -1.0, "threshold": 1.0, "weight": -1.0},
-    **{"regularizer": "none", "source_weight": 2.0, "width": -1, "entropy": -1.0, "decoders": 0, "drop": 1.0, "patches": 0},
-    **{"uncertainty": -1.0, "contrast": -1.0, "temperature": 0.0, "places": 0, "spatial_prior_weight": -1.0, "positive": -1.0},
-    **{"smoothing": 1.0, "thresholds": "none", "gain": 2.0, "pairwise_weight": -1.0, "rare_temperature": -1.0},
-}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +42,7 @@ class Item(tuple):
         return super().__getitem__(i)
 
 
-class Sealed:
+class ImagesWithSealedLabels:
     """Stripes of three colours, each with some noise."""
 
     def __init__(self, size=(32, 40)):
@@ -83,17 +71,16 @@ def network(channels=3, pointwise=False):
     return Segmenter(nn.Sequential(*first, *second, last), example_size=(16, 16))
 
 
-def bench_of(folder, segmenter, size=(32, 40)):
-    images, fabric = open_images(Sealed(size)), make_fabric("cpu", "32")
-    remembered = running_statistics(segmenter)
-    return StageContext(fabric, segmenter, images, folder, SEED, (32, 32), LOOP.batch_size, remembered)
+def context_of(folder, segmenter, size=(32, 40)):
+    images, fabric = open_images(ImagesWithSealedLabels(size)), make_fabric("cpu", "32")
+    return StageContext(fabric, segmenter, images, folder, SEED, (32, 32), LOOP.batch_size)
 
 
 def prepared(name, folder, segmenter, steps=4, size=(32, 40), **given):
     """The stage, as it is after `prepare`, and its samples."""
     options = find_stage(name).Options(**given)
     options = dataclasses.replace(options, lr=1e-2, steps=steps if options.steps else 0)
-    context = bench_of(folder, segmenter, size)
+    context = context_of(folder, segmenter, size)
     stage = find_stage(name)(options)
     if options.bn_mode != "frozen":
         reestimate(segmenter, context.batches())
@@ -106,7 +93,7 @@ def run(name, folder, channels=3, steps=4, start=None):
     stage, samples = prepared(name, folder, segmenter, steps)
     if start:
         segmenter.load_state_dict(start["segmenter"])
-        start = StepState(start["step"], start["optimizer"], start["stage"], start["average"])
+        start = StepState(start["step"], start["optimizer"], start["stage"], start["ema"])
 
     def save(state):
         buffer = io.BytesIO()
@@ -132,25 +119,81 @@ def runs(tmp_path_factory):
     return get
 
 
+def test_every_pair_of_seed_and_phase_has_its_own_random_seed(tmp_path):
+    context = context_of(tmp_path, network())
+    pairs = [(seed, phase) for seed in range(4) for phase in range(4)]
+    assert len({dataclasses.replace(context, seed=pair).random_seed() for pair in pairs}) == 16
+
+
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def just_outside(bounds, default):
+    """Values next to each bound, on its wrong side."""
+    step = 1 if isinstance(default, int) else 1e-6
+    if "choices" in bounds:
+        yield "none of them"
+    if "low" in bounds:
+        yield bounds["low"] - step
+    if "high" in bounds:
+        yield bounds["high"] + step
+    yield from (bounds[name] for name in ("above", "below") if name in bounds)
+    if is_number(default):
+        yield from (math.nan, math.inf, -math.inf)
+
+
+def at_the_bounds(bounds):
+    return [*bounds.get("choices", ()), *(bounds[name] for name in ("low", "high") if name in bounds)]
+
+
+OPTIONS = [
+    pytest.param(kind, field, id=f"{name}.{field.name}")
+    for name, kind in [("loop", LoopOptions), *((name, stage.Options) for name, stage in stage_types().items())]
+    for field in dataclasses.fields(kind)
+    if not isinstance(field.default, bool) and field.name != "scale"
+]
+
+
+@pytest.mark.parametrize(("kind", "field"), OPTIONS)
+def test_options_declare_a_range_and_values_just_outside_are_refused(kind, field):
+    bounds = bounds_of(kind, field.name)
+    assert bounds.keys() & {"low", "high", "above", "below", "choices"}
+    for value in just_outside(bounds, field.default):
+        with pytest.raises(RecipeError, match=f"^{field.name}="):
+            kind(**{field.name: value})
+    for value in [*at_the_bounds(bounds), field.default]:
+        assert getattr(kind(**{field.name: value}), field.name) == value
+
+
+@pytest.mark.parametrize(("kind", "field"), OPTIONS)
+def test_an_option_that_is_declared_anew_keeps_its_old_name(kind, field):
+    """Else a recipe of format 1 could not be read."""
+    declared = {bounds_of(base, field.name).get("old") for base in kind.__mro__ if dataclasses.is_dataclass(base)}
+    assert len(declared - {None}) <= 1
+    assert bounds_of(kind, field.name).get("old") in (declared - {None} or {None})
+
+
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (1.0, 0.5), (1.0, math.inf), (math.nan, 1.0), (1.0,), (1.0, 1.0, 1.0)])
+def test_scale_is_two_zooms_the_smaller_first(scale):
+    with pytest.raises(RecipeError, match="^scale="):
+        StageOptions(scale=scale)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_options_have_defaults_and_ranges(name):
+def test_a_stage_has_a_name_a_docstring_and_defaults(name):
     kind = find_stage(name)
     assert kind.name == name
     assert kind.__doc__
-    options = kind.Options()
-    assert isinstance(options, StageOptions)
-    for field in dataclasses.fields(options):
-        if not isinstance(getattr(options, field.name), bool):
-            with pytest.raises(RecipeError, match=field.name):
-                dataclasses.replace(options, **{field.name: WRONG[field.name]})
+    assert isinstance(kind.Options(), StageOptions)
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_losses_are_finite_and_only_what_is_said_to_be_trained_changes(name, runs):
+def test_losses_are_finite_and_only_trainable_parameters_change(name, runs):
     _, segmenter, records, _ = runs(name)
     assert [r.step for r in records] == [1, 2, 3, 4]
     assert all(math.isfinite(v) for r in records for v in r.losses.values())
@@ -190,8 +233,7 @@ def test_two_classes_from_one_sigmoid_logit(name, tmp_path):
     assert all(torch.isfinite(p).all() for p in segmenter.parameters())
 
 
-# What batch norm sees of the padding, match does too: it is about the same moments.
-@pytest.mark.parametrize("name", [n for n in TRAINED if n != "match"])
+@pytest.mark.parametrize("name", TRAINED)
 def test_pixels_of_the_padding_change_no_loss(name, tmp_path):
     """Images smaller than the crop; each pixel is predicted on its own, so that the padding is seen there alone."""
     segmenter = network(pointwise=True)
@@ -210,9 +252,9 @@ def test_pixels_of_the_padding_change_no_loss(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def labeller(tmp_path_factory):
-    """Stage 2 of a network that sees the first of three classes nearly everywhere; the others win too little."""
+    """Stage 2 of a network that predicts the first of three classes nearly everywhere, the others too rarely."""
     made = prepared("selftrain", tmp_path_factory.mktemp("labeller"), network())[0]
-    made.habits = ClassPriors(
+    made.priors = ClassPriors(
         torch.tensor([0.9, 0.07, 0.03]).view(3, 1, 1).expand(3, 8, 8), torch.tensor([0.95, 50.0, 60.0])
     )
     return made
@@ -226,31 +268,31 @@ def labels_of(stage, probs, **options):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 1.0]), st.floats(0.01, 1))
-def test_no_pixel_s_own_label_is_ruled_out(labeller, seed, balance, share):
+def test_a_pixels_own_label_is_never_ruled_out(labeller, seed, class_balance, top_fraction):
     logits = np.random.default_rng(seed).normal(0, 3, (3, 4, 5))
     probs = torch.from_numpy(logits).float().softmax(0)
-    labels, negatives = labels_of(labeller, probs, class_balance=balance, top_fraction=share)
+    labels, negatives = labels_of(labeller, probs, class_balance=class_balance, top_fraction=top_fraction)
     for c in range(3):
         assert not (negatives[c] & (labels == c)).any()
 
 
-@pytest.mark.parametrize(("stage", "labels"), [("selftrain", "_label"), ("propagate", "_teach")])
-def test_labels_follow_balance_and_layout(stage, labels, tmp_path):
-    """Class 0 is usual above, class 1 below, class 2 wins too little; every pixel leans to class 0 a little."""
+@pytest.mark.parametrize("stage", ["selftrain", "propagate"])
+def test_labels_are_made_from_adjusted_posteriors(stage, tmp_path):
+    """Class 0 is usual above, class 1 below, class 2 is predicted too rarely; class 0 is slightly the likeliest."""
     made = prepared(stage, tmp_path, network())[0]
-    layout = torch.tensor([[0.66, 0.32], [0.32, 0.66], [0.02, 0.02]]).view(3, 2, 1)
-    made.habits = ClassPriors(layout, torch.tensor([0.98, 1.0, 2.0]))
+    spatial_prior = torch.tensor([[0.66, 0.32], [0.32, 0.66], [0.02, 0.02]]).view(3, 2, 1)
+    made.priors = ClassPriors(spatial_prior, torch.tensor([0.98, 1.0, 2.0]))
     probs = torch.tensor([0.4, 0.35, 0.25]).view(3, 1, 1).expand(3, 4, 2)
     found = {}
-    for balance, layout in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
+    for balance, weight in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
         more = {"top_fraction": 1.0} if stage == "selftrain" else {}
-        made.options = dataclasses.replace(made.options, class_balance=balance, spatial_prior_weight=layout, **more)
-        found[balance, layout] = getattr(made, labels)(probs)["labels"][:, 0].tolist()
+        made.options = dataclasses.replace(made.options, class_balance=balance, spatial_prior_weight=weight, **more)
+        found[balance, weight] = made._label(probs)["labels"][:, 0].tolist()
     assert found == {(0.0, 0.0): [0, 0, 0, 0], (0.0, 1.0): [0, 0, 1, 1], (1.0, 0.0): [2, 2, 2, 2]}
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
-def test_pairwise_is_one_more_loss_of_what_the_student_is_shown(stage, tmp_path):
+def test_the_pairwise_loss_is_added_to_the_others(stage, tmp_path):
     segmenter = network().eval()
     made, samples = prepared(stage, tmp_path, segmenter)
     batch = torch.utils.data.default_collate([samples[n] for n in range(4)])
@@ -268,7 +310,7 @@ def test_pairwise_is_one_more_loss_of_what_the_student_is_shown(stage, tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["selftrain", "propagate"])
-def test_images_are_drawn_by_the_rare_classes_of_their_labels_if_asked_for(stage, tmp_path):
+def test_images_are_drawn_by_their_rare_classes_where_there_is_a_temperature(stage, tmp_path):
     made, samples = prepared(stage, tmp_path / "rare", network(), rare_temperature=0.1)
     expected = RareClasses([one["labels"] for one in made.pseudo_labels], 0.1)
     for drawn in (samples,) if stage == "selftrain" else (samples.easy, samples.hard):
@@ -279,8 +321,8 @@ def test_images_are_drawn_by_the_rare_classes_of_their_labels_if_asked_for(stage
         assert drawn.rare is None
 
 
-def test_thresholds_over_all_images_let_a_class_win_that_exceeds_its_own_most(tmp_path):
-    stage, _ = prepared("selftrain", tmp_path, network(), thresholds="data", top_fraction=0.5, class_balance=0.0, spatial_prior_weight=0.0)
+def test_thresholds_over_all_images_label_by_the_class_that_exceeds_its_own_most(tmp_path):
+    stage, _ = prepared("selftrain", tmp_path, network(), thresholds="data", top_fraction=0.5, **UNADJUSTED)
     assert stage.thresholds.shape == (3,)
     factors = torch.tensor([[1.1, 0.9], [1.2, 0.8], [0.1, 0.7]])
     probs = stage.thresholds[:, None] * factors
@@ -293,53 +335,35 @@ def test_thresholds_over_all_images_let_a_class_win_that_exceeds_its_own_most(tm
     assert max(shares) > min(shares)
 
 
-@pytest.mark.parametrize("stage", ["selftrain", "propagate"])
-def test_smoothing_draws_labelled_pixels_to_equal_shares(stage, tmp_path):
-    segmenter = network().eval()
-    made, samples = prepared(stage, tmp_path, segmenter)
-    batch = torch.utils.data.default_collate([samples[n] for n in range(2)])
-    found = []
-    with torch.no_grad():
-        for smoothing in (0.0, 0.5):
-            made.options = dataclasses.replace(made.options, smoothing=smoothing)
-            losses = made.loss(segmenter, batch)
-            found.append(sum(loss.item() for name, loss in losses.items() if name != "negative"))
-        spread = -segmenter(batch["image"]).log_softmax(1).mean(1)
-    labelled = batch["labels"] != 255
-    parts = [...] if stage == "selftrain" else [0, 1]  # stage 3 takes the mean of the easy and of the hard half
-    expected = sum(spread[part][labelled[part]].mean().item() for part in parts)
-    assert found[1] == pytest.approx(0.5 * found[0] + 0.5 * expected, rel=1e-5)
-
-
-def test_the_layout_is_the_mean_prediction_by_place(tmp_path):
-    """The first class is seen above, the second below; as many as eight images are alike everywhere."""
-    context = bench_of(tmp_path, network())
+def test_the_spatial_prior_is_the_mean_prediction_by_place(tmp_path):
+    """The first class is predicted above, the second below; a uniform prior weighs as much as eight images."""
+    context = context_of(tmp_path, network())
     upper = torch.zeros(3, 16, 16)
     upper[0, :8], upper[1, 8:] = 1.0, 1.0
     context.predict = lambda batch: upper.expand(len(batch), 3, 16, 16)
-    layout, underprediction_ratio = context.habits()
+    spatial_prior, underprediction_ratio = class_priors(context)
     count = len(context.images)
-    assert layout.shape == (3, 8, 8)
-    torch.testing.assert_close(layout.sum(0), torch.ones(8, 8))
-    torch.testing.assert_close(layout[0, 0, 0], torch.tensor((count + 8 * 0.5) / (count + 8)), atol=1e-4, rtol=0)
-    torch.testing.assert_close(layout[0, 7, 7], torch.tensor(8 * 0.5 / (count + 8)), atol=1e-4, rtol=0)
+    assert spatial_prior.shape == (3, 8, 8)
+    torch.testing.assert_close(spatial_prior.sum(0), torch.ones(8, 8))
+    torch.testing.assert_close(spatial_prior[0, 0, 0], torch.tensor((count + 8 * 0.5) / (count + 8)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(spatial_prior[0, 7, 7], torch.tensor(8 * 0.5 / (count + 8)), atol=1e-4, rtol=0)
     torch.testing.assert_close(underprediction_ratio, torch.ones(3))
 
 
-def test_the_shortfall_is_what_a_class_wins_too_little(tmp_path):
-    """The second class has 0.4 of every pixel of one half and wins none; the third is seen nowhere."""
-    context = bench_of(tmp_path, network())
+def test_the_underprediction_ratio_is_mean_probability_over_share_of_pixels(tmp_path):
+    """The second class has 0.4 of every pixel of one half and wins none; the third is predicted nowhere."""
+    context = context_of(tmp_path, network())
     probs = torch.zeros(3, 16, 16)
     probs[0] = 1.0
     probs[0, :8], probs[1, :8] = 0.6, 0.4
     context.predict = lambda batch: probs.expand(len(batch), 3, 16, 16)
     expected = torch.tensor([(0.8 + 1e-3) / (1 + 1e-3), (0.2 + 1e-3) / 1e-3, 1.0])
-    torch.testing.assert_close(context.habits().underprediction_ratio, expected)
+    torch.testing.assert_close(class_priors(context).underprediction_ratio, expected)
 
 
-def test_the_prior_of_stage_1_is_the_mean_prediction_and_more_of_what_wins_too_little(tmp_path, monkeypatch):
-    habits = ClassPriors(torch.tensor([0.7, 0.2, 0.1]).view(3, 1, 1).expand(3, 8, 8), torch.tensor([1.0, 1.0, 4.0]))
-    monkeypatch.setattr("das3.stages.align.class_priors", lambda self: habits)
+def test_the_prior_of_stage_1_is_the_balanced_mean_prediction(tmp_path, monkeypatch):
+    priors = ClassPriors(torch.tensor([0.7, 0.2, 0.1]).view(3, 1, 1).expand(3, 8, 8), torch.tensor([1.0, 1.0, 4.0]))
+    monkeypatch.setattr("das3.stages.align.class_priors", lambda context: priors)
     stage, _ = prepared("align", tmp_path, network(), class_balance=0.5)
     torch.testing.assert_close(stage.prior, torch.tensor([0.7, 0.2, 0.2]) / 1.1)
 
@@ -347,7 +371,7 @@ def test_the_prior_of_stage_1_is_the_mean_prediction_and_more_of_what_wins_too_l
 def test_stage_1_hands_on_norm_statistics_of_whole_images(tmp_path):
     segmenter = network()
     stage, _ = prepared("align", tmp_path, segmenter)
-    context = bench_of(tmp_path, segmenter)
+    context = context_of(tmp_path, segmenter)
     for norm in batch_norms(segmenter):
         norm.running_mean.fill_(7.0)
     stage.finish(context)
@@ -362,17 +386,17 @@ def test_stage_1_hands_on_norm_statistics_of_whole_images(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["selftrain", "propagate"])
-def test_a_share_of_the_weights_that_entered_stays(name, tmp_path):
+def test_incoming_and_trained_weights_are_interpolated(name, tmp_path):
     segmenter = network()
     stage, _ = prepared(name, tmp_path, segmenter, source_weight=0.25)
     before = segmenter.model[0].weight.detach().clone()
     with torch.no_grad():
         segmenter.model[0].weight.add_(4)
-    stage.finish(bench_of(tmp_path, segmenter))
+    stage.finish(context_of(tmp_path, segmenter))
     torch.testing.assert_close(segmenter.model[0].weight, before + 3)
 
 
-def test_a_rare_class_that_wins_below_the_threshold_is_not_ruled_out(labeller):
+def test_a_rare_class_that_is_labelled_below_the_negative_threshold_is_not_ruled_out(labeller):
     probs = torch.tensor([0.96, 0.03, 0.01]).view(3, 1, 1).expand(3, 2, 2)
     labels, negatives = labels_of(labeller, probs, class_balance=0.0, top_fraction=1.0)
     assert (labels == 0).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from das3.stages.align import Align
-from das3.stages.base import Stage
+from das3.stages.base import Stage, StageTags
 from das3.stages.bn import BatchNorm
 from das3.stages.context import StageContext
 from das3.stages.options import LoopOptions, StageOptions, option
@@ -22,6 +22,7 @@ __all__ = [
     "Stage",
     "StageContext",
     "StageOptions",
+    "StageTags",
     "option",
 ]
 

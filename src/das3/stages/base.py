@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
@@ -14,10 +15,23 @@ from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
 from das3.stages.options import StageOptions
 
-__all__ = ["OptionsT", "Stage", "parameter_groups"]
+__all__ = ["OptionsT", "Stage", "StageTags", "parameter_groups"]
 
 
 OptionsT = TypeVar("OptionsT", bound=StageOptions)
+
+
+@dataclass(frozen=True)
+class StageTags:
+    """What `das3.testing.check_stage` may ask of a stage.
+
+    Attributes:
+        ignores_padding: its loss does not depend on pixels that are not `valid`.
+        equal_over_processes: two processes with half of each batch give the same weights as one with all of it.
+    """
+
+    ignores_padding: bool = True
+    equal_over_processes: bool = True
 
 
 class Stage(nn.Module, ABC, Generic[OptionsT]):
@@ -31,6 +45,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         name: as in a recipe's `stages`.
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
+        tags: what the stage can't do, for `das3.testing.check_stage`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
         input_transform: name of the transform (see `das3.input_transforms`) that `prepare` chose, if it tried any.
     """
@@ -38,6 +53,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
     name: ClassVar[str]
     Options: ClassVar[type[StageOptions]] = StageOptions
     own_lr_factor: ClassVar[float] = 1.0
+    tags: ClassVar[StageTags] = StageTags()
 
     def __init__(self, options: OptionsT) -> None:
         super().__init__()
