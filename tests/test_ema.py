@@ -58,7 +58,9 @@ def test_weights_are_interpolated(source_weight):
         if name.endswith("num_batches_tracked"):
             assert value == after[name]
         else:
-            expected = source_weight * before[name].double().numpy() + (1 - source_weight) * after[name].double().numpy()
+            expected = (
+                source_weight * before[name].double().numpy() + (1 - source_weight) * after[name].double().numpy()
+            )
             np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -32,7 +32,9 @@ top_fractions = st.floats(0.01, 1)
 def test_thresholds_equal_reference(probs, top_fraction):
     confidence, prediction = probs.max(0)
     ours = class_thresholds(confidence, prediction, top_fraction=top_fraction, num_classes=len(probs))
-    expected = reference.thresholds(confidence.flatten().tolist(), prediction.flatten().tolist(), top_fraction, len(probs))
+    expected = reference.thresholds(
+        confidence.flatten().tolist(), prediction.flatten().tolist(), top_fraction, len(probs)
+    )
     np.testing.assert_array_equal(ours, expected)
 
 
@@ -60,7 +62,10 @@ def test_permuting_classes_permutes_the_labels(probs, top_fraction, seed):
         return
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(probs)))
     inverse = torch.cat([order.argsort(), torch.full((256 - len(probs),), 255)])
-    labels, shuffled = positive_labels(probs, top_fraction=top_fraction), positive_labels(probs[order], top_fraction=top_fraction)
+    labels, shuffled = (
+        positive_labels(probs, top_fraction=top_fraction),
+        positive_labels(probs[order], top_fraction=top_fraction),
+    )
     assert (inverse[labels.long()] == shuffled.long()).all()
     assert (negative_labels(probs[order]) == negative_labels(probs)[order]).all()
 

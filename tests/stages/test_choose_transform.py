@@ -143,7 +143,9 @@ def test_color_transforms_are_added_as_long_as_mutual_information_grows(tmp_path
     tried = fake_statistics(monkeypatch, found)
     assert best_transform(context_of_skies(tmp_path, color_classifier(*RED), WHITE)) == "brighter brighter"
     assert len(tried) == 17
-    fake_statistics(monkeypatch, {" ".join(["darker"] * n) or "none": (0.5 + 0.05 * n, 0.3 - 0.05 * n) for n in range(6)})
+    fake_statistics(
+        monkeypatch, {" ".join(["darker"] * n) or "none": (0.5 + 0.05 * n, 0.3 - 0.05 * n) for n in range(6)}
+    )
     assert best_transform(context_of_skies(tmp_path, color_classifier(*RED), WHITE)) == "darker darker darker"
 
 
@@ -273,7 +275,11 @@ class Coarse(nn.Module):
     [
         ({"x1.33": (0.5, 0.15), "x1.67": (0.5, 0.12), "x2": (0.5, 0.1)}, "x2", 3),
         ({"x1.33": (0.5, 0.15), "x1.67": (0.5, 0.145)}, "x1.33", 2),  # hardly more confident than before
-        ({"x1.33": (0.4, 0.1), "x1.67": (0.05, 0.05)}, "x1.33", 2),  # more confident, but the normalised information falls too far
+        (
+            {"x1.33": (0.4, 0.1), "x1.67": (0.05, 0.05)},
+            "x1.33",
+            2,
+        ),  # more confident, but the normalised information falls too far
         ({"x1.33": (0.5, 0.19)}, "none", 1),  # hardly more confident
         ({"x1.33": (0.1, 0.1)}, "none", 1),  # more confident of fewer classes
     ],
@@ -287,7 +293,12 @@ def test_images_are_enlarged_as_long_as_the_model_is_much_more_confident(found, 
 
 def test_illumination_comes_first_then_colour_then_size(tmp_path, monkeypatch):
     context = context_of_skies(tmp_path, color_classifier(*RED), WHITE)
-    found = {"none": (0.5, 0.3), "even illumination": (0.5, 0.2), "grayscale": (0.7, 0.1), "even illumination grayscale": (0.6, 0.15)}
+    found = {
+        "none": (0.5, 0.3),
+        "even illumination": (0.5, 0.2),
+        "grayscale": (0.7, 0.1),
+        "even illumination grayscale": (0.6, 0.15),
+    }
     found |= {"even illumination grayscale x1.33": (0.6, 0.1), "even illumination grayscale x1.67": (0.6, 0.2)}
     fake_statistics(monkeypatch, found)
     assert best_transform(context, upscale=True) == "even illumination grayscale x1.33"
