@@ -11,12 +11,21 @@ import yaml
 from torch import nn
 
 import worlds
+from das3 import recipe
 from das3.api import adapt
 from das3.cli import main
 from das3.models import load_segmenter, save_segmenter
-from das3.registry import find_stage
+from das3.recipes import old_names
+from das3.registry import find_stage, stage_types
+from das3.testing import check_stage
 
 PAGE = Path(__file__).parents[1] / "docs" / "add_a_method.md"
+
+
+def forget_stages():
+    """What is installed is looked up once in a process."""
+    for cached in (stage_types, recipe._recipe_parser, old_names._renamed):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -36,7 +45,9 @@ def mine(tmp_path, monkeypatch):
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     (info / "entry_points.txt").write_text("[das3.stages]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()))
     monkeypatch.syspath_prepend(tmp_path)
+    forget_stages()
     yield list(entries)
+    forget_stages()
     for name in [m for m in sys.modules if m == "mine" or m.startswith("mine.")]:
         del sys.modules[name]
 
@@ -81,3 +92,14 @@ def test_the_method_of_the_page_can_be_named_in_the_benchmark(mine, capsys):
     known = re.search(r"any of: (.*?);", " ".join(capsys.readouterr().out.split()))[1].split(", ")
     assert "mine" in methods
     assert set(methods) <= set(known)
+
+
+def test_the_option_of_the_page_has_a_range(mine, capsys):
+    assert main(["adapt", "--stages=mine", "--mine.weight=-1", "--model=m", "--images=i", "--out=o"]) == 2
+    assert "mine.weight=-1.0 is out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["mine", "mine-labels"])
+def test_the_methods_of_the_page_keep_the_rules(mine, name):
+    assert "check_stage(Mirror)" in PAGE.read_text()
+    check_stage(find_stage(name), processes=False)
