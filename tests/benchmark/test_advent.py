@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_benchmark import run_grid, weights
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -40,6 +39,7 @@ from das3.training import phases
 from das3.training.loop import make_fabric
 from das3.training.supervised import SupervisedLabels
 from reference import close, cross_entropy, entropy, pixels, softmax
+from small_benchmark import run_grid, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

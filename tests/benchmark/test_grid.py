@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_benchmark import METHODS, run_grid, weights
 
 from das3.benchmark import cell as cell_module
 from das3.benchmark import grid as grid_module
 from das3.errors import RecipeError
 from das3.models import load_segmenter
 from das3.training import phases
+from small_benchmark import METHODS, run_grid, weights
 
 KEYS = {"suite", "method", "stage", "seed", "miou", "gap_closed", "seconds", "peak_mib", "commit", "per_class_iou"}
 
@@ -112,7 +112,9 @@ def at(path):
 def test_what_was_made_with_something_else_is_refused_or_redone(copied, monkeypatch):
     suite, out, rows = copied
     changed = {"selftrain": {"top_fraction": 0.7}}
-    with pytest.raises(RecipeError, match=r"das3 was made with recipe\.selftrain\.top_fraction=0\.3, not 0\.7 .*--redo"):
+    with pytest.raises(
+        RecipeError, match=r"das3 was made with recipe\.selftrain\.top_fraction=0\.3, not 0\.7 .*--redo"
+    ):
         run_grid(suite, out, options=changed)
     assert (out / "0/das3.json").exists()
     monkeypatch.setattr(cell_module, "train_supervised", forbidden)

@@ -11,11 +11,11 @@ import time
 
 import pytest
 import torch
-from small_benchmark import run_grid, run_here, weights, write_suite
 
 from das3.benchmark import cell as cell_module
 from das3.benchmark import grid as grid_module
 from das3.cli import main
+from small_benchmark import run_grid, run_here, weights, write_suite
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,7 +86,9 @@ def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, monkeypatch)
         os.kill(child.pid, signal.SIGKILL)
 
     in_process = grid_module._in_process
-    monkeypatch.setattr(grid_module, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else run_here)(c, *more))
+    monkeypatch.setattr(
+        grid_module, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else run_here)(c, *more)
+    )
     killer = threading.Thread(target=kill)
     killer.start()
     rows = run_grid(grid[0], begun, ["das3"])

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_benchmark import run_grid, write_suite
 
 from das3.benchmark import grid as grid_module
 from das3.benchmark.methods import find_methods, method_recipe
@@ -19,6 +18,7 @@ from das3.errors import DataError, RecipeError
 from das3.models import load_segmenter
 from das3.recipe import load_recipe, recipe_from
 from data import trees
+from small_benchmark import run_grid, write_suite
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 

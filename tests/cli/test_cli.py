@@ -69,7 +69,11 @@ def test_recipe_file_command_line_and_saved_recipe(world, tmp_path):
     assert adapt(world, out, "--batch-size", 3, "--selftrain.lr=0.003", "--recipe", tmp_path / "r.yaml") == 0
     saved = yaml.safe_load((out / "recipe.yaml").read_text())
     assert (saved["seed"], saved["batch_size"]) == (7, 3)
-    assert (saved["selftrain"]["top_fraction"], saved["selftrain"]["lr"], saved["selftrain"]["steps"]) == (0.25, 0.003, 2)
+    assert (saved["selftrain"]["top_fraction"], saved["selftrain"]["lr"], saved["selftrain"]["steps"]) == (
+        0.25,
+        0.003,
+        2,
+    )
     again = tmp_path / "again"
     assert run("adapt", "--recipe", out / "recipe.yaml", "--out", again, "--quiet") == 0
     first, second = (load_segmenter(f).model.state_dict() for f in (out, again))

@@ -142,7 +142,9 @@ def test_a_stage_hands_on_interpolated_weights(world, tmp_path):
     found = {}
     for source_weight in (0.0, 0.5):
         options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "source_weight": source_weight}}
-        result = adapt(world / "trained", world / "target" / "images", out=tmp_path / str(source_weight), quiet=True, **options)
+        result = adapt(
+            world / "trained", world / "target" / "images", out=tmp_path / str(source_weight), quiet=True, **options
+        )
         found[source_weight] = dict(result.model.named_parameters())
     entered = dict(load_segmenter(world / "trained").model.named_parameters())
     for name, value in found[0.5].items():

@@ -52,6 +52,7 @@ from das3.errors import Das3Error, DataError, RecipeError
 from das3.evaluation.metrics import gap_closed
 from das3.files import write_atomically
 from das3.recipe import Recipe, RunOptions, add_options, from_namespace, plain_message
+from das3.recipes.old_names import refuse_old_names
 from das3.training.phases import phases_of
 from das3.training.supervised import SourceRecipe
 
@@ -231,6 +232,7 @@ def _supervised(suite: Suite, kind: str, seed: int) -> SourceRecipe:
     parser = ArgumentParser(exit_on_error=False)
     add_options(parser, SourceRecipe)
     given = {"size": suite.size, **getattr(suite, f"{kind}_options"), "seed": seed}
+    refuse_old_names(given, f"suite {suite.name}, {kind}_options", SourceRecipe)
     try:
         return from_namespace(SourceRecipe, parser.parse_object(given))
     except ArgumentError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
 from das3.errors import RecipeError
 from das3.registry import stage_types
-from das3.stages.options import LoopOptions, bounds_of
+from das3.stages.options import LoopOptions, StageOptions, bounds_of
 
 __all__ = ["FORMAT", "refuse_old_arguments", "refuse_old_names", "up_to_date"]
 
@@ -25,10 +25,15 @@ _REMOVED: Mapping[str, tuple[Any, ...]] = {
 """Options that are gone, and the values with which they did nothing; see docs/decisions."""
 
 
+@dataclass(frozen=True)
+class _SingleStage(StageOptions, LoopOptions):
+    """The options of a recipe that trains one stage."""
+
+
 @cache
-def _renamed() -> dict[str | None, dict[str, str]]:
-    """Old → new name of the loop's options (under None) and of each stage's."""
-    kinds: dict[str | None, type] = {None: LoopOptions}
+def _renamed(kind: type) -> dict[str | None, dict[str, str]]:
+    """Old → new name of the options of a recipe of that kind (under None) and of each stage's."""
+    kinds: dict[str | None, type] = {None: kind}
     kinds |= {name.replace("-", "_"): stage.Options for name, stage in stage_types().items()}
     return {
         part: {str(old): f.name for f in fields(kind) if (old := bounds_of(kind, f.name).get("old"))}
@@ -36,46 +41,55 @@ def _renamed() -> dict[str | None, dict[str, str]]:
     }
 
 
-def _old_names(values: Mapping[str, Any]) -> Iterator[tuple[str | None, str, str]]:
+def _old_names(values: Mapping[str, Any], kind: type) -> Iterator[tuple[str | None, str, str]]:
     """(stage or None, old name, new name) of every option that has another name now."""
-    for part, names in _renamed().items():
+    for part, names in _renamed(kind).items():
         given = values if part is None else values.get(part)
         if isinstance(given, Mapping):
             yield from ((part, old, new) for old, new in names.items() if old in given)
 
 
-def refuse_old_names(values: Mapping[str, Any], where: str) -> None:
+def refuse_old_names(values: Mapping[str, Any], where: str, kind: type = LoopOptions) -> None:
     """Raise RecipeError that says the new name of the first option that has another one now."""
-    for part, old, new in _old_names(values):
+    for part, old, new in _old_names(values, kind):
         prefix = f"{part}." if part else ""
         raise RecipeError(f"{where}: the option {prefix}{old} is called {prefix}{new} now; use that name")
 
 
 def refuse_old_arguments(arguments: list[str]) -> None:
-    """The same for options of the command line, `--align.a` or `--average`."""
+    """The same for the command line: a command, then options such as `--align.a` or `--average`."""
+    # Training a source model is one stage, whose options stand beside those of the loop.
+    renamed = _renamed(_SingleStage if arguments[:1] == ["train-source"] else LoopOptions)
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--")
         part, dot, option = name.rpartition(".")
         stage, old = (part.replace("-", "_") if dot else None), option.replace("-", "_")
-        if argument.startswith("--") and (new := _renamed().get(stage, {}).get(old)):
+        if argument.startswith("--") and (new := renamed.get(stage, {}).get(old)):
             raise RecipeError(f"the option --{name} is called --{part}{dot}{new.replace('_', '-')} now; use that name")
 
 
-def up_to_date(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def up_to_date(values: Mapping[str, Any], where: str, kind: type = LoopOptions) -> dict[str, Any]:
     """Values of a recipe file of any format, as a recipe of today has them.
 
+    Args:
+        values: what the file says.
+        where: the file, for errors.
+        kind: of the recipe, a dataclass; only those that train one stage have renamed options besides the loop's.
+
     Raises:
-        RecipeError: if the recipe asks for something that is gone, or is of a newer format.
+        RecipeError: if the recipe asks for something that is gone, has an option twice, or is of a newer format.
     """
     version = values.get("format", 1)
     if not isinstance(version, int) or version > FORMAT:
         raise RecipeError(f"{where}: recipes of format {version!r} need a newer das3; this one reads up to {FORMAT}")
-    fresh = {k: dict(v) if isinstance(v, Mapping) and k in _renamed() else v for k, v in values.items()}
+    fresh = {k: dict(v) if isinstance(v, Mapping) and k in _renamed(kind) else v for k, v in values.items()}
     fresh.pop("format", None)
     if version == FORMAT:
         return fresh
-    for part, old, new in list(_old_names(fresh)):
+    for part, old, new in list(_old_names(fresh, kind)):
         given = fresh if part is None else fresh[part]
+        if new in given:
+            raise RecipeError(f"{where}: {old} and {new} are two names of one option; keep {new}")
         given[new] = given.pop(old)
     _drop_removed(fresh, where)
     return fresh

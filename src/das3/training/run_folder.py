@@ -98,7 +98,7 @@ def _up_to_date_state(state: dict[str, Any]) -> dict[str, Any]:
 
 def _same_recipe(saved: Path, recipe: RunOptions) -> None:
     """A run goes on with the recipe it began with."""
-    before, now = up_to_date(yaml.safe_load(saved.read_text()), str(saved)), recipe.to_dict()
+    before, now = up_to_date(yaml.safe_load(saved.read_text()), str(saved), type(recipe)), recipe.to_dict()
     for key in sorted((before.keys() | now.keys()) - NON_RESULT_OPTIONS):
         if before.get(key) != now.get(key):
             raise RecipeError(
