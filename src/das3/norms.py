@@ -307,6 +307,7 @@ def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, target_weight
     if not norms:
         return
     modes = [(module, module.training) for module in segmenter.modules()]
+    counters = [(norm.num_batches_tracked, int(norm.num_batches_tracked or 0)) for norm in norms]
     try:
         segmenter.eval()
         for norm in norms:
@@ -317,6 +318,9 @@ def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, target_weight
     finally:
         for module, mode in modes:
             module.training = mode
+        for counter, before in counters:
+            if counter is not None:
+                counter.fill_(before)
     every = list(statistics.collected.values())
     packed = sum_over_processes(torch.cat([one.packed() for one in every]))
     for one, part in zip(every, packed.split([len(one.packed()) for one in every]), strict=True):

@@ -110,8 +110,8 @@ class RunOptions(LoopOptions, ModelOptions):
         super().__post_init__()
         if self.eval_images is None and self.eval_labels is not None:
             raise RecipeError("--eval-labels needs --eval-images; give both or neither")
-        if self.seed < 0:
-            raise RecipeError(f"seed can't be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**32:  # a larger one would share random streams with smaller ones' later phases
+            raise RecipeError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if self.crop is not None and min(self.crop) < 1:
             raise RecipeError(f"crop must be a positive (height, width), got {self.crop}")
 

@@ -137,7 +137,7 @@ class NearestCentroid(nn.Module):
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.train(segmenter.training)
+        self.training = segmenter.training  # not train(), which would change the layers that have a mode of their own
 
     @torch.no_grad()
     def fit(self, context: StageContext, *, hard: bool) -> None:

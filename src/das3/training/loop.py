@@ -93,13 +93,16 @@ def learning_rate(step: int, steps: int, *, warmup: float, power: float) -> floa
     return float(min(1.0, (step + 1) / rising) * max(0.0, 1 - step / steps) ** power)
 
 
-def step_seed(seed: tuple[int, ...], step: int) -> int:
+def step_seed(seed: tuple[int, ...], step: int, process: int = 0) -> int:
     """Seed of the network's own randomness (dropout) at a step, so that a resumed run repeats it.
 
-    What all processes must draw alike comes from process 0, see `das3.distributed.from_first_process`: dropout should
-    not drop the same places of each process's images.
+    Each process has its own, or dropout would drop the same places of each process's images. What all processes must
+    draw alike comes from process 0, see `das3.distributed.from_first_process`.
     """
-    return int(np.random.SeedSequence([*seed, step]).generate_state(1, np.uint64)[0] >> 1)
+    # Process 0 has what one process has. The others' numbers can't be those of a step, nor of a sample or of
+    # `StageContext.random_seed`, which end in (0 or 1, 0 … 3, n).
+    own = [0, 4, process, step] if process else [step]
+    return int(np.random.SeedSequence([*seed, *own]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def train(
@@ -150,7 +153,7 @@ def train(
         set_norm_mode(segmenter, settings.bn_mode)
         meter = _Meter(options)
         for step in range(first, settings.steps):
-            torch.manual_seed(step_seed((*seed, process_rank()) if process_rank() else seed, step))
+            torch.manual_seed(step_seed(seed, step, process_rank()))
             factor = learning_rate(step, settings.steps, warmup=options.warmup, power=options.power)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
