@@ -76,7 +76,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
     Gradients are those of the mean of the processes' losses once the loop has averaged them, see `average_gradients`.
     """
-    return values if process_count() == 1 else _Sum.apply(values)  # type: ignore[no-any-return]
+    return values if process_count() == 1 else _Sum.apply(values)
 
 
 def average_over_processes(values: Tensor) -> Tensor:
@@ -162,9 +162,9 @@ def on_first_process(work: Callable[[], T]) -> T:
         raise caught
     if outcome[1] is not None:
         kind, message = outcome[1]
-        error = kind(message)
-        error.is_told = True
-        raise error
+        told: Das3Error = kind(message)
+        told.is_told = True
+        raise told
     return outcome[0]  # type: ignore[no-any-return]
 
 

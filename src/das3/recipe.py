@@ -84,7 +84,7 @@ class RunOptions(LoopOptions, ModelOptions):
         crop: (height, width) of training samples; the images' median size, at most 512 pixels, when not given.
         seed: everything random depends on it.
         device: auto, cpu, cuda or mps.
-        devices: how many of them.
+        devices: how many of them, each with a process and its part of every batch; torchrun's number goes first.
         precision: auto, 32, bf16 or 16 (mixed).
         cache_gib: images are decoded once and kept in memory if they fit into this many GiB.
         eval_images: images to measure mIoU on; never trained on.

@@ -60,7 +60,7 @@ def strategy(devices: int | str) -> dict[str, Any]:
     from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
-    class AveragedGradients(DDPStrategy):
+    class AveragedGradients(DDPStrategy):  # type: ignore[misc]
         """Processes without DistributedDataParallel: the loop averages gradients itself.
 
         DDP wants every parameter to get a gradient in every step, which auxiliary heads do not; and it sends gradients
