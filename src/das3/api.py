@@ -16,6 +16,7 @@ from das3.errors import RecipeError
 from das3.recipe import Recipe, load_recipe, recipe_from
 from das3.training.launch import Result, check_classes, launch_run, open_evaluation, open_model
 from das3.training.phases import phases_of
+from das3.training.processes import is_started_by_das3
 
 __all__ = ["Result", "adapt"]
 
@@ -56,7 +57,8 @@ def adapt(
     """
     settings = _settle(recipe, options, model, images, out)
     target = open_images(images if images is not None else _required(settings.images, "images"))
-    target.verify()
+    if not is_started_by_das3():  # else process 0 has done so
+        target.verify()
     segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model)
     labelled = check_classes(evaluation, segmenter) if evaluation else open_evaluation(settings, segmenter)
     return launch_run(

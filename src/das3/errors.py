@@ -2,7 +2,13 @@
 
 
 class Das3Error(Exception):
-    """Base of every error that a user can act on; the command line prints it as one line and exits with 2."""
+    """Base of every error that a user can act on; the command line prints it as one line and exits with 2.
+
+    Attributes:
+        is_told: of several processes another one prints it.
+    """
+
+    is_told: bool = False
 
 
 class ModelError(Das3Error):

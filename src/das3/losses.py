@@ -1,7 +1,8 @@
 """The losses: pure functions of logits, each a mean over the valid pixels.
 
 All of them take logits B×C×H×W of any floating dtype and compute entropies and logarithms in float32 or better.
-`valid` is a boolean B×H×W map of the pixels that count (padding does not); a batch without any gives 0.
+`valid` is a boolean B×H×W map of the pixels that count (padding does not); a batch without any gives 0. Where several
+processes share a batch, means are over all of it, see `das3.distributed`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from das3.distributed import average_over_processes, mean_over_processes
 
 __all__ = [
     "IGNORE_INDEX",
@@ -99,9 +102,9 @@ def mean_prediction(logits: Tensor, *, entropy_weight: float = 3.0, valid: Tenso
     weight = torch.exp(-entropy_weight * normalized_entropy(logits.detach()))
     probs = logits.softmax(dim=1)
     if valid is None:
-        return torch.einsum("bhw,bchw->c", weight, probs) / weight.numel()
+        return mean_over_processes(torch.einsum("bhw,bchw->c", weight, probs), weight.numel())
     weight, probs = torch.where(valid, weight, 0), torch.where(valid.unsqueeze(1), probs, 0)
-    return torch.einsum("bhw,bchw->c", weight, probs) / valid.sum().clamp(min=1)
+    return mean_over_processes(torch.einsum("bhw,bchw->c", weight, probs), valid.sum())
 
 
 def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
@@ -143,7 +146,7 @@ def positive_loss(
     total = F.cross_entropy(
         logits, labels.long(), ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
     )
-    return total / (labels != ignore_index).sum().clamp(min=1)
+    return mean_over_processes(total, (labels != ignore_index).sum())
 
 
 def negative_loss(
@@ -247,9 +250,9 @@ def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
     None means everywhere.
     """
     if valid is None:
-        return values.mean()
+        return average_over_processes(values.mean())  # all processes have equally many values
     # where(), not a product: an invalid pixel's NaN must not reach the sum.
-    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
+    return mean_over_processes(torch.where(valid, values, 0).sum(), valid.sum())
 
 
 def mutual_information(means: Tensor, entropies: Tensor) -> float:

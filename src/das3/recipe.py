@@ -84,7 +84,7 @@ class RunOptions(LoopOptions, ModelOptions):
         crop: (height, width) of training samples; the images' median size, at most 512 pixels, when not given.
         seed: everything random depends on it.
         device: auto, cpu, cuda or mps.
-        devices: how many of them.
+        devices: how many of them, each with a process and its part of every batch; torchrun's number goes first.
         precision: auto, 32, bf16 or 16 (mixed).
         cache_gib: images are decoded once and kept in memory if they fit into this many GiB.
         eval_images: images to measure mIoU on; never trained on.
@@ -110,8 +110,8 @@ class RunOptions(LoopOptions, ModelOptions):
         super().__post_init__()
         if self.eval_images is None and self.eval_labels is not None:
             raise RecipeError("--eval-labels needs --eval-images; give both or neither")
-        if self.seed < 0:
-            raise RecipeError(f"seed can't be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**32:  # a larger one would share random streams with smaller ones' later phases
+            raise RecipeError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if self.crop is not None and min(self.crop) < 1:
             raise RecipeError(f"crop must be a positive (height, width), got {self.crop}")
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from das3.distributed import average_over_processes, process_count
 from das3.norms import batch_norms
 
 __all__ = ["BatchNormStatistics", "recorded_batch_statistics", "running_statistics"]
@@ -43,7 +44,7 @@ def recorded_batch_statistics(network: nn.Module) -> Iterator[dict[int, BatchNor
 
     def watch(number: int, layer: nn.Module) -> Any:
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[number] = BatchNormStatistics(*_BatchMoments.apply(inputs[0]))
+            found[number] = _over_processes(*_BatchMoments.apply(inputs[0]))
 
         return layer.register_forward_pre_hook(measure)
 
@@ -53,6 +54,14 @@ def recorded_batch_statistics(network: nn.Module) -> Iterator[dict[int, BatchNor
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _over_processes(mean: Tensor, var: Tensor) -> BatchNormStatistics:
+    """Moments of the whole batch from those of the processes' equal parts of it."""
+    if process_count() == 1:
+        return BatchNormStatistics(mean, var)
+    whole = average_over_processes(mean)
+    return BatchNormStatistics(whole, average_over_processes(var + (mean - whole) ** 2))
 
 
 class _BatchMoments(torch.autograd.Function):

@@ -13,6 +13,7 @@ from das3.baselines.cbst import CbstOptions, ClassBalanced
 from das3.baselines.features import features_and_logits, to_grid
 from das3.baselines.weak_strong_views import WeakStrongViews
 from das3.data.samples import Sample, Samples
+from das3.distributed import from_first_process
 from das3.ema import frozen_copy
 from das3.losses import IGNORE_INDEX, masked_mean, normalized_entropy
 from das3.segmenter import Segmenter
@@ -97,7 +98,8 @@ class Hcl(ClassBalanced[HclOptions]):
         inner = cast(Segmenter, segmenter)
         entropy = to_grid(inner, normalized_entropy(old_logits).unsqueeze(1), features)
         inside = to_grid(inner, batch["valid"].unsqueeze(1).float(), features) > 0.5
-        chosen = torch.randperm(inside.numel() // len(inside))[: self.options.places].to(features.device)
+        drawn = from_first_process(torch.randperm(inside.numel() // len(inside)))
+        chosen = drawn[: self.options.places].to(features.device)
         queries, keys, doubt, valid = (
             x.flatten(2).transpose(1, 2)[:, chosen] for x in (features, old_features, entropy, inside)
         )

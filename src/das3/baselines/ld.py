@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from das3.baselines.cbst import CbstOptions
 from das3.baselines.pseudo_label import SelfTraining
 from das3.data.samples import Sample, Samples
+from das3.distributed import from_first_process
 from das3.losses import IGNORE_INDEX, focal_entropy_loss, negative_loss, positive_loss
 from das3.stages.context import StageContext
 from das3.stages.options import option
@@ -72,7 +73,7 @@ class Ld(SelfTraining[LdOptions]):
         """Labelled pixels, entropy of the unlabelled ones, complementary labels of all."""
         options, valid, logits = self.options, batch["valid"], segmenter(batch["image"])
         classes = logits.shape[1]
-        rank = classes // 2 + int(torch.randint(-options.width, options.width + 1, ()))
+        rank = classes // 2 + int(from_first_process(torch.randint(-options.width, options.width + 1, ())))
         negatives = complementary_labels(logits, min(max(rank, 2), classes))
         unlabelled = valid & (batch["labels"] == IGNORE_INDEX)
         return {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from das3.data.samples import Sample
+from das3.distributed import mean_over_processes
 from das3.stages.base import Stage
 from das3.stages.options import StageOptions, option
 
@@ -47,7 +48,7 @@ def max_square_loss(logits: Tensor, valid: Tensor, *, ratio: float) -> Tensor:
     sizes = counts.sum(dim=1, keepdim=True).clamp(min=1)
     weights = 1 / (counts.clamp(min=1) ** ratio * sizes ** (1 - ratio))
     squares: Tensor = (probs**2).sum(dim=1)
-    return -torch.where(valid, squares * weights.flatten()[member], 0).sum() / (2 * batch)
+    return mean_over_processes(-torch.where(valid, squares * weights.flatten()[member], 0).sum(), 2 * batch)
 
 
 class MaxSquare(Stage[MaxSquareOptions]):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from das3.baselines.weak_strong_views import WeakStrongViews
 from das3.data.mixing import class_mix
 from das3.data.samples import Sample, Samples
+from das3.distributed import from_first_process, gather_batch, mean_over_processes, own_part
 from das3.ema import ema_update, frozen_copy
 from das3.losses import IGNORE_INDEX, positive_loss
 from das3.segmenter import Segmenter
@@ -49,7 +50,7 @@ def sure_labels(probs: Tensor, valid: Tensor, threshold: float) -> tuple[Tensor,
     Source: DACS, pseudo labels and λ.
     """
     confidence, labels = probs.max(dim=1)
-    sure = ((confidence >= threshold) & valid).sum() / valid.sum().clamp(min=1)
+    sure = mean_over_processes(((confidence >= threshold) & valid).sum(), valid.sum())
     return torch.where(valid, labels, IGNORE_INDEX), sure
 
 
@@ -83,9 +84,9 @@ class MeanTeacher(Stage[MeanTeacherOptions]):
             probs = self.teacher(batch["weak"]).float().softmax(dim=1)
         labels, sure = sure_labels(probs, batch["valid"], self.options.threshold)
         # The step has seeded torch, so a resumed run mixes alike.
-        rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        images, labels = mix_batch(batch["image"], labels, rng)
-        return {"mixed": sure * positive_loss(segmenter(images), labels)}
+        rng = np.random.default_rng(int(from_first_process(torch.randint(2**62, ()))))
+        images, labels = mix_batch(gather_batch(batch["image"]), gather_batch(labels), rng)
+        return {"mixed": sure * positive_loss(segmenter(own_part(images)), own_part(labels))}
 
     def after_step(self, segmenter: Segmenter) -> None:
         """The teacher follows."""

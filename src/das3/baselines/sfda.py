@@ -15,10 +15,11 @@ from das3.baselines.features import features_and_logits, to_grid
 from das3.baselines.maxsquare import max_square_loss
 from das3.baselines.sfda_networks import Generator, PatchDiscriminator, reverse
 from das3.data.samples import Sample, Samples
+from das3.distributed import average_over_processes, from_first_process, gather_batch, own_part, process_count
 from das3.ema import frozen_copy
 from das3.errors import ModelError
 from das3.losses import entropy_of_probs
-from das3.norms import BatchNormMode, batch_norms, held_running_statistics, reestimate, set_norm_mode
+from das3.norms import BatchNormMode, batch_norms, held_running_statistics, set_norm_mode
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage
 from das3.stages.context import StageContext
@@ -131,7 +132,7 @@ class Sfda(Stage[SfdaOptions]):
             generator = Generator(size)
             judge = PatchDiscriminator(context.segmenter.num_classes, self.options.patches**2)
         self.generator, self.judge = generator.to(context.fabric.device), judge.to(context.fabric.device)
-        reestimate(context.segmenter, context.batches())
+        context.reestimate_bn(context.groups())
         return context.samples(self.options)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
@@ -155,24 +156,27 @@ class Sfda(Stage[SfdaOptions]):
         """
         options = self.options
         with self.autocast(), recorded_batch_statistics(self.source) as moments:
-            images = self.generator(torch.randn(len(target), self.generator.latent).to(target.device))
+            noise = from_first_process(torch.randn(len(target) * process_count(), self.generator.latent))
+            images = self.generator(own_part(noise).to(target.device))
             old_features, old_logits = features_and_logits(self.source, images)
         with held_running_statistics(segmenter):
             features, logits = features_and_logits(segmenter, reverse(images))
-        output = (logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))).abs().mean()
+        difference = logits.float().softmax(dim=1) - reverse(old_logits.float().softmax(dim=1))
+        output = average_over_processes(difference.abs().mean())
         grid = (min(ATTENTION_GRID, features.shape[-2]), min(ATTENTION_GRID, features.shape[-1]))
         small, old_small, target = (F.adaptive_avg_pool2d(f, grid) for f in (features, old_features, target))
         attention = (dual_attention(small) - reverse(dual_attention(old_small))).abs().mean()
+        attention = average_over_processes(attention)
         return {
             "statistics": statistics_loss(moments, running_statistics(self.source)),
             "output": options.alpha * output,
             "attention": options.beta * attention,
-            "semantics": options.beta * attention_kl(old_small, target),
+            "semantics": options.beta * average_over_processes(attention_kl(old_small, target)),
         }
 
     def _patches(self, probs: Tensor) -> Tensor:
         """The discriminator tells easy from hard patches; the segmenter makes hard ones pass for easy."""
-        easy, hard, places = easy_and_hard(probs, self.options.patches)
+        easy, hard, places = easy_and_hard(gather_batch(probs), self.options.patches)
         if not len(easy):
             return probs.sum() * 0
         with self.autocast():

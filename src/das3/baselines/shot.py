@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from das3.baselines.features import features_and_logits, to_grid
 from das3.data.samples import Sample, Samples
+from das3.distributed import mean_over_processes
 from das3.losses import masked_mean, positive_loss
-from das3.segmenter import Segmenter
+from das3.segmenter import Segmenter, evaluating
 from das3.stages.base import OptionsT, Stage
 from das3.stages.context import StageContext
 from das3.stages.options import StageOptions, option
@@ -33,7 +34,7 @@ def information_losses(logits: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     log_probs = logits.float().log_softmax(dim=1)
     probs = log_probs.exp()
     entropy = masked_mean(-(probs * log_probs).sum(dim=1), valid)
-    mean = torch.where(valid.unsqueeze(1), probs, 0).sum(dim=(0, 2, 3)) / valid.sum().clamp(min=1)
+    mean = mean_over_processes(torch.where(valid.unsqueeze(1), probs, 0).sum(dim=(0, 2, 3)), valid.sum())
     return entropy, torch.xlogy(mean, mean).sum()
 
 
@@ -136,7 +137,7 @@ class NearestCentroid(nn.Module):
     def __init__(self, segmenter: Segmenter) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.train(segmenter.training)
+        self.training = segmenter.training  # not train(), which would change the layers that have a mode of their own
 
     @torch.no_grad()
     def fit(self, context: StageContext, *, hard: bool) -> None:
@@ -144,22 +145,23 @@ class NearestCentroid(nn.Module):
 
         A class that the classifier predicts nowhere gets no pixel.
         """
-        was_training = self.segmenter.training
-        self.segmenter.eval()
-        total: list[Tensor] = []
-        for images in context.batches():
-            with context.fabric.autocast():
-                features, logits = features_and_logits(self.segmenter, images)
-            scores = self._similarity(features, images) if hard else logits
-            labels = F.one_hot(scores.argmax(dim=1), logits.shape[1]).movedim(-1, 1).float()
-            soft = labels if hard else logits.softmax(dim=1)
-            sums, weights = class_centroids(features, to_grid(self.segmenter, soft, features))
-            found = [sums.double(), weights.double(), labels.sum(dim=(0, 2, 3)).double()]
-            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
-        self.segmenter.train(was_training)
-        sums, weights, counts = total
+        total = torch.zeros((), dtype=torch.float64, device=context.fabric.device)
+        with evaluating(self.segmenter):
+            for images in context.batches():
+                total = total + self._sums(context, images, hard=hard)
+        sums, weights, counts = total[:, :-2], total[:, -2], total[:, -1]
         self.centroids = F.normalize(sums / weights.clamp(min=1e-8).unsqueeze(1), dim=1).float()
         self.present = counts > 0
+
+    def _sums(self, context: StageContext, images: Tensor, *, hard: bool) -> Tensor:
+        """Of each class, C×(D+3) float64: sums of features with a 1 appended, of weights, and the number of pixels."""
+        with context.fabric.autocast():
+            features, logits = features_and_logits(self.segmenter, images)
+        scores = self._similarity(features, images) if hard else logits
+        labels = F.one_hot(scores.argmax(dim=1), logits.shape[1]).movedim(-1, 1).float()
+        soft = labels if hard else logits.softmax(dim=1)
+        sums, weights = class_centroids(features, to_grid(self.segmenter, soft, features))
+        return torch.cat([sums, torch.stack([weights, labels.sum(dim=(0, 2, 3))], dim=1)], dim=1).double()
 
     def forward(self, images: Tensor) -> Tensor:
         """Similarities B×C×H×W in [−1, 1], minus infinity for absent classes."""

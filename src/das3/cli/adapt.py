@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from das3.api import adapt
 from das3.cli.options import add_flags, add_recipe, require
+from das3.distributed import is_first_process
 from das3.recipe import recipe_of
 from das3.training.cost_estimate import dry_run
 
@@ -31,5 +32,6 @@ def run(given: Namespace) -> None:
         return
     recipe = require(recipe_of(given), "model", "images", "out")
     result = adapt(recipe=recipe, resume=given.resume, quiet=given.quiet, state_dict=given.state_dict)
-    print(f"adapted model: {result.folder / 'model'}")
-    print(f"summary:       {result.folder / 'summary.json'}")
+    if is_first_process():
+        print(f"adapted model: {result.folder / 'model'}")
+        print(f"summary:       {result.folder / 'summary.json'}")

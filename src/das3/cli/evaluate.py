@@ -45,6 +45,7 @@ class EvaluateArguments(InferenceArguments):
             13 is that of Cross-City as well.
         boundary: also measure the IoU of the classes' edges (within 0.5 % of the image's diagonal).
         out: folder for evaluation.json, .md and .tex; a name that ends in .json is that file alone.
+        precision: 32, as every run measures its models, so that a model has one mIoU; or auto, bf16 or 16 (mixed).
     """
 
     images: str | None = None
@@ -54,6 +55,7 @@ class EvaluateArguments(InferenceArguments):
     classes_subset: Literal[19, 16, 13] | None = None
     boundary: bool = False
     out: str | None = None
+    precision: Literal["auto", "32", "bf16", "16"] = "32"
 
 
 def add(parser: ArgumentParser) -> None:

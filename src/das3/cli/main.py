@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line; 130 after Ctrl-C.
     """
     parser, modules = _parser()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handler, hook = signal.signal(signal.SIGTERM, signal.default_int_handler), sys.unraisablehook
     sys.unraisablehook = _heed_interrupts
     try:
         given = _brackets(sys.argv[1:] if arguments is None else list(arguments))
@@ -47,13 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         return _fail(f"{plain_message(error)}")
     except Das3Error as error:
-        return _fail(str(error))
+        return 2 if error.is_told else _fail(str(error))
     except KeyboardInterrupt:
-        print(
-            "\ndas3: interrupted; a run goes on with --resume, a benchmark or demo with the same command",
-            file=sys.stderr,
-        )
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+            print(
+                "\ndas3: interrupted; a run goes on with --resume, a benchmark or demo with the same command",
+                file=sys.stderr,
+            )
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        sys.unraisablehook = hook
     return status or 0
 
 

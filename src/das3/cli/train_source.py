@@ -5,6 +5,7 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from das3.cli.options import add_flags
+from das3.distributed import is_first_process
 from das3.recipe import add_options, from_namespace
 from das3.training.supervised import SourceRecipe, train_source
 
@@ -25,5 +26,6 @@ def add(parser: ArgumentParser) -> None:
 def run(given: Namespace) -> None:
     """Train, and say where the model is."""
     result = train_source(from_namespace(SourceRecipe, given), resume=given.resume, quiet=given.quiet)
-    print(f"model:   {result.folder / 'model'}")
-    print(f"summary: {result.folder / 'summary.json'}")
+    if is_first_process():
+        print(f"model:   {result.folder / 'model'}")
+        print(f"summary: {result.folder / 'summary.json'}")

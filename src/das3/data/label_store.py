@@ -40,9 +40,12 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
         path = self.path(i)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **dict(arrays))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def __getitem__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:  # type: ignore[override]
         """Arrays of image i.

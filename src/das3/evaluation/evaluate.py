@@ -9,7 +9,8 @@ import torch
 
 from das3.data.images import Size
 from das3.data.labels import Labelled
-from das3.errors import ModelError
+from das3.distributed import process_count, process_rank
+from das3.errors import ModelError, RecipeError
 from das3.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from das3.evaluation.predict import label_tensor
 from das3.segmenter import Segmenter
@@ -44,6 +45,7 @@ def evaluate(
     tile: int | None = None,
     classes: Sequence[int] | None = None,
     boundary: bool = False,
+    shared: bool = False,
     progress: Callable[[Iterable[int], str, int], Iterable[int]] | None = None,
 ) -> Evaluation:
     """Measure a model; labels are never resized, ignored pixels (255) do not count.
@@ -54,6 +56,7 @@ def evaluate(
         size, flip, scales, tile: see `das3.evaluation.predict.PredictOptions`.
         classes: the mean is over these alone, e.g. `das3.data.published.classes.SUBSETS[13]`; all when None.
         boundary: also measure the classes' edges.
+        shared: several processes call this and share the images; all get the same result.
         progress: wraps the iteration over images (items, what, total).
 
     Raises:
@@ -65,14 +68,20 @@ def evaluate(
             f"the model predicts {segmenter.num_classes} classes but the labels have {labelled.num_classes}; "
             "give the matching --classes or --class-map"
         )
+    if shared and boundary:
+        raise RecipeError("edges are measured by one process; leave out `boundary` or `shared`")
     confusion = ConfusionMatrix(labelled.num_classes)
     edges = BoundaryIoU(labelled.num_classes) if boundary else None
-    indices: Iterable[int] = range(len(labelled))
-    for i in progress(indices, "evaluating", len(labelled)) if progress else indices:
+    indices = range(len(labelled))
+    if shared:
+        indices = range(process_rank(), len(labelled), process_count())
+    for i in progress(indices, "evaluating", len(indices)) if progress else indices:
         label = torch.from_numpy(labelled.label(i))
         prediction = label_tensor(segmenter, labelled.image(i), size=size, flip=flip, scales=scales, tile=tile)
         confusion.update(prediction, label)
         if edges is not None:
             edges.update(prediction, label)
+    if shared:
+        confusion.sum_over_processes(next(segmenter.parameters()).device)
     per_class = dict(zip(labelled.class_names, confusion.iou().tolist(), strict=True))
     return Evaluation(confusion.miou(classes), per_class, confusion, edges)

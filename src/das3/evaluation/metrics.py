@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from das3.distributed import sum_over_processes
+
 __all__ = ["BoundaryIoU", "ConfusionMatrix", "gap_closed", "percent"]
 
 Ids = Tensor | NDArray[np.integer]
@@ -64,6 +66,10 @@ class ConfusionMatrix:
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f"class ids must lie in 0 … {self.num_classes - 1}, found {low} … {high}")
         return torch.bincount(truth * self.num_classes + guess, minlength=self.num_classes**2)
+
+    def sum_over_processes(self, device: torch.device) -> None:
+        """Add the counts of all processes' images; on the device that they exchange tensors on."""
+        self._counts = sum_over_processes(self._counts.to(device))
 
     def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Counts of both, as if their images had been counted together."""

@@ -17,9 +17,10 @@ from torch import Tensor
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.samples import Augmentation, Maps, Samples
+from das3.distributed import wait_for_all
 from das3.input_transforms import IDENTITY, InputTransform
 from das3.norms import reestimate, restored_running_statistics
-from das3.segmenter import Segmenter
+from das3.segmenter import Segmenter, evaluating
 from das3.stages.options import StageOptions
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ T = TypeVar("T")
 
 MAX_IMAGES_FOR_STATISTICS = 500
 """About how many images, evenly spread, means over many pixels are taken of."""
+
+_OWN_STREAM = (0, 3, 0)
+"""Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
 
 
 def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -48,7 +52,7 @@ class StageContext:
         folder: where the stage keeps what it prepares; survives a kill.
         seed: (seed of the run, number of the phase); everything random in the stage depends on it.
         crop: (height, width) of training samples.
-        batch_size: samples per batch on this process.
+        batch_size: images per batch, of all processes together, so that labels do not depend on how many there are.
         track: wraps a long iteration to show its progress.
         transform: what is done to images before the model sees them, on norm statistics that are re-estimated on images
             transformed so; None leaves the images, and the statistics that the model has, as they are.
@@ -71,7 +75,7 @@ class StageContext:
 
     def random_seed(self) -> int:
         """One number for `torch.manual_seed`, another one for every pair (seed, phase)."""
-        return int(np.random.SeedSequence(self.seed).generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence([*self.seed, *_OWN_STREAM]).generate_state(1, np.uint64)[0] >> 1)
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:
         """Training samples of the target images, augmented as the options say; images are enlarged for labels alone."""
@@ -100,6 +104,10 @@ class StageContext:
         groups = self.groups()
         return groups[:: max(1, round(len(self.images) / images))]
 
+    def own_share(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The groups that this process works on."""
+        return groups[self.fabric.global_rank :: self.fabric.world_size]
+
     def batches(self, groups: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
         """Whole images B×3×H×W float32 in [0, 1] on the device, a batch per group; all groups when None."""
         for group in groups if groups is not None else self.groups():
@@ -124,19 +132,16 @@ class StageContext:
             groups: of images to label, from `groups`; all when None.
         """
         store = LabelStore(self.folder / name, self.images.names)
-        world, rank = self.fabric.world_size, self.fabric.global_rank
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
-        missing = [g for g in chosen[rank::world] if not all(store.has(i) for i in g)]
-        was_training = self.segmenter.training
-        self.segmenter.eval()
+        missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
         batches = zip(missing, self.batches(missing), strict=True)
-        with self._transformed_statistics(self.subset_groups() if groups is None else groups):
+        transformed = self._transformed_statistics(self.subset_groups() if groups is None else groups)
+        with evaluating(self.segmenter), transformed:
             for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
                 for i, probs in zip(group, self.predict(batch), strict=True):
                     store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
-        self.segmenter.train(was_training)
-        self.fabric.barrier()
+        wait_for_all()
         return store
 
     @contextmanager
@@ -156,7 +161,7 @@ class StageContext:
             groups: of images, from `groups`.
             target_weight: share of the new statistics, the rest stays with the old.
         """
-        batches = self.batches(self.subset_groups() if groups is None else groups)
+        batches = self.batches(self.own_share(self.subset_groups() if groups is None else groups))
         reestimate(
             self.segmenter,
             (part for batch in batches for part in self._transformed(batch)),

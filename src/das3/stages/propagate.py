@@ -8,13 +8,14 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from das3.data.mixing import class_mix
 from das3.data.rare_classes import RareClasses
 from das3.data.samples import Sample, Samples
 from das3.ema import copy_weights, interpolate_weights
-from das3.losses import entropy_of_probs, pairwise_loss, positive_loss
+from das3.losses import IGNORE_INDEX, entropy_of_probs, masked_mean, pairwise_loss
 from das3.pseudo_labels import adjust_posteriors
 from das3.stages.base import Stage
 from das3.stages.choose_transform import choose_input_transform
@@ -115,13 +116,12 @@ class Propagate(Stage[PropagateOptions]):
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
         """Cross-entropy with the teacher's labels, the easy and the hard half each as its own mean."""
-        options, hard = self.options, batch["hard"]
+        options, labels, hard = self.options, batch["labels"], batch["hard"].view(-1, 1, 1)
         logits = segmenter(batch["image"])
-        losses = {
-            name: positive_loss(logits[chosen], batch["labels"][chosen])
-            for name, chosen in (("easy", ~hard), ("hard", hard))
-            if chosen.any()
-        }
+        # Both means whatever the batch holds: with a sample per process one has easy ones alone, another hard ones.
+        values = F.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
+        labelled = labels != IGNORE_INDEX
+        losses = {"easy": masked_mean(values, labelled & ~hard), "hard": masked_mean(values, labelled & hard)}
         if options.pairwise_weight:
             losses["pairwise"] = options.pairwise_weight * pairwise_loss(logits, batch["image"], valid=batch["valid"])
         return losses

@@ -339,9 +339,11 @@ class _Saved:
 def _fixed_bytes(segmenter: Segmenter, stage: Stage[Any], recipe: Recipe) -> int:
     """Weights, gradients, the optimiser's state and the average of the weights."""
     flags = [(p, p.requires_grad) for p in segmenter.parameters()]
-    groups = parameter_groups(segmenter, stage, recipe.weight_decay)
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
+    try:
+        groups = parameter_groups(segmenter, stage, recipe.weight_decay)
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
     trained = _bytes(p for group in groups for p in group["params"])
     weights = _bytes(segmenter.state_dict().values())
     states = {"sgd": 1, "adamw": 2}[recipe.optimizer]

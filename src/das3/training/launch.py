@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
+from das3.distributed import is_first_process, on_first_process
 from das3.errors import ModelError, RecipeError
 from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import percent
@@ -22,8 +23,12 @@ from das3.recipe import ModelOptions, RunOptions
 from das3.segmenter import Segmenter
 from das3.training.loop import make_fabric
 from das3.training.phases import Phase, run_phases
+from das3.training.processes import processes
 from das3.training.progress import Display
 from das3.training.run_folder import Run
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["Result", "check_classes", "launch_run", "open_evaluation", "open_model"]
 
@@ -106,12 +111,15 @@ def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
 
 
 def measure_on(labelled: Labelled | None) -> Callable[[Segmenter], dict[str, Any]]:
-    """How `run_phases` measures a model: mIoU and IoU per class in percent, None without labels."""
+    """How `run_phases` measures a model: mIoU and IoU per class in percent, None without labels.
+
+    In float32 whatever the run's precision is, as `das3 evaluate` does: a model has one mIoU.
+    """
 
     def measure(segmenter: Segmenter) -> dict[str, Any]:
         if labelled is None:
             return {"miou": None, "per_class_iou": None}
-        return percent(evaluate(segmenter, labelled))
+        return percent(evaluate(segmenter, labelled, shared=True))
 
     return measure
 
@@ -130,6 +138,9 @@ def launch_run(
 ) -> Result:
     """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
 
+    With several devices, processes of the same program are started (see `das3.training.processes`), which all come here
+    and end here; process 0 writes and returns.
+
     Args:
         segmenter: the model as it comes in.
         images: to train on, at any size.
@@ -143,25 +154,33 @@ def launch_run(
 
     Raises:
         RecipeError: if the device is not there, or the folder holds another run.
-        TrainingError: if a loss is not finite.
+        TrainingError: if a loss is not finite, or one of several processes fails.
     """
-    fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
-    fabric.launch()
-    run = Run(Path(recipe.out or tempfile.mkdtemp(prefix="das3-")), recipe, resume=resume)
-    with Display(quiet=quiet) as display:
-        display.say(segmenter.describe())
-        display.say(f"{len(images)} images, on {fabric.device}, into {run.folder}")
-        outcome = run_phases(
-            run,
-            fabric,
-            segmenter,
-            images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30)),
-            phases,
-            measure=measure_on(evaluation),
-            display=display,
-            measure_every=measure_every,
-        )
-    segmenter.to("cpu").eval()
-    if fabric.is_global_zero:
-        save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
-    return Result(segmenter.model, segmenter, run.write_summary(outcome.rows), outcome.pseudo_labels, run.folder)
+    with processes(recipe.devices):
+        fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
+        fabric.launch()
+        run = on_first_process(lambda: Run(Path(recipe.out or tempfile.mkdtemp(prefix="das3-")), recipe, resume=resume))
+        with Display(quiet=quiet or not is_first_process()) as display:
+            display.say(segmenter.describe())
+            display.say(f"{len(images)} images, on {_where(fabric)}, into {run.folder}")
+            outcome = run_phases(
+                run,
+                fabric,
+                segmenter,
+                images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30)),
+                phases,
+                measure=measure_on(evaluation),
+                display=display,
+                measure_every=measure_every,
+            )
+        segmenter.to("cpu").eval()
+
+        def write() -> dict[str, Any]:
+            save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
+            return run.write_summary(outcome.rows)
+
+        return Result(segmenter.model, segmenter, on_first_process(write), outcome.pseudo_labels, run.folder)
+
+
+def _where(fabric: Fabric) -> str:
+    return str(fabric.device) if fabric.world_size == 1 else f"{fabric.world_size} processes ({fabric.device.type})"

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from das3.data.samples import Sample, Samples
+from das3.distributed import average_gradients, process_rank
 from das3.ema import ExponentialMovingAverage
 from das3.errors import RecipeError, TrainingError
-from das3.norms import set_norm_mode
+from das3.norms import set_norm_mode, training_norms
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
 from das3.stages.options import LoopOptions, StageOptions
@@ -66,6 +68,8 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int | st
     """
     from lightning_fabric import Fabric  # takes seconds to import, which `das3 --help` should not
 
+    from das3.training.processes import strategy
+
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         device = next(d for d in ("cuda", "mps", "cpu") if available[d])
@@ -77,7 +81,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int | st
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
     if precision not in names:
         raise RecipeError(f"precision must be auto, 32, bf16 or 16, got {precision!r}")
-    return Fabric(accelerator=device, devices=devices, precision=names[precision])
+    return Fabric(accelerator=device, precision=names[precision], **strategy(devices))
 
 
 def learning_rate(step: int, steps: int, *, warmup: float, power: float) -> float:
@@ -89,9 +93,16 @@ def learning_rate(step: int, steps: int, *, warmup: float, power: float) -> floa
     return float(min(1.0, (step + 1) / rising) * max(0.0, 1 - step / steps) ** power)
 
 
-def step_seed(seed: tuple[int, ...], step: int) -> int:
-    """Seed of the network's own randomness (dropout) at a step, so that a resumed run repeats it."""
-    return int(np.random.SeedSequence([*seed, step]).generate_state(1, np.uint64)[0] >> 1)
+def step_seed(seed: tuple[int, ...], step: int, process: int = 0) -> int:
+    """Seed of the network's own randomness (dropout) at a step, so that a resumed run repeats it.
+
+    Each process has its own, or dropout would drop the same places of each process's images. What all processes must
+    draw alike comes from process 0, see `das3.distributed.from_first_process`.
+    """
+    # Process 0 has what one process has. The others' numbers can't be those of a step, nor of a sample or of
+    # `StageContext.random_seed`, which end in (0 or 1, 0 … 3, n).
+    own = [0, 4, process, step] if process else [step]
+    return int(np.random.SeedSequence([*seed, *own]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def train(
@@ -126,61 +137,62 @@ def train(
     settings: StageOptions = stage.options
     if settings.steps == 0:
         return
-    flags = [(p, p.requires_grad) for p in segmenter.parameters()]
-    groups = parameter_groups(segmenter, stage, options.weight_decay)
-    optimizer = _optimizer(groups, options)
-    model, optimizer = fabric.setup(segmenter, optimizer)
-    ema = ExponentialMovingAverage(segmenter, options.ema_decay) if options.ema_decay else None
-    first = 0
-    if start:
-        first = start.step
-        optimizer.load_state_dict(start.optimizer)
-        stage.load_state_dict(start.stage)
-        if ema and start.ema:
-            ema.load_state_dict(start.ema)
-    batches = _batches(fabric, samples, options, first * options.accumulate)
-    segmenter.train()
-    set_norm_mode(segmenter, settings.bn_mode)
-    meter = _Meter(options)
-    for step in range(first, settings.steps):
-        torch.manual_seed(step_seed(seed, step))
-        factor = learning_rate(step, settings.steps, warmup=options.warmup, power=options.power)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        for micro in range(options.accumulate):
-            last = micro == options.accumulate - 1
-            with fabric.no_backward_sync(model, enabled=not last):
-                losses = stage.loss(model, next(batches))
-                fabric.backward(torch.stack(list(losses.values())).sum() / options.accumulate)
-            meter.add(losses)
-        _share_gradients(fabric, stage)
-        if options.clip:
-            # Not finite is the meter's to tell, with the loss's name.
-            fabric.clip_gradients(model, optimizer, max_norm=options.clip, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        stage.after_step(segmenter)
+    with _trained(segmenter):
+        groups = parameter_groups(segmenter, stage, options.weight_decay)
+        model, optimizer = fabric.setup(segmenter, _optimizer(groups, options))
+        ema = ExponentialMovingAverage(segmenter, options.ema_decay) if options.ema_decay else None
+        first = 0
+        if start:
+            first = start.step
+            optimizer.load_state_dict(start.optimizer)
+            stage.load_state_dict(start.stage)
+            if ema and start.ema:
+                ema.load_state_dict(start.ema)
+        batches = _batches(fabric, samples, options, first * options.accumulate)
+        segmenter.train()
+        set_norm_mode(segmenter, settings.bn_mode)
+        meter = _Meter(options)
+        for step in range(first, settings.steps):
+            torch.manual_seed(step_seed(seed, step, process_rank()))
+            factor = learning_rate(step, settings.steps, warmup=options.warmup, power=options.power)
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            with training_norms(options.batch_size // fabric.world_size):
+                for _ in range(options.accumulate):
+                    losses = stage.loss(model, next(batches))
+                    fabric.backward(torch.stack(list(losses.values())).sum() / options.accumulate)
+                    meter.add(losses)
+            average_gradients([p for group in optimizer.param_groups for p in group["params"]])
+            if options.clip:
+                # Not finite is the meter's to tell, with the loss's name.
+                fabric.clip_gradients(model, optimizer, max_norm=options.clip, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stage.after_step(segmenter)
+            if ema:
+                ema.update(segmenter)
+            done = step + 1
+            saving = done % options.checkpoint_every == 0 and done < settings.steps
+            if done % options.log_every == 0 or saving or done == settings.steps:
+                report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
+            if saving:
+                averaged = ema.state_dict() if ema else None
+                save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
         if ema:
-            ema.update(segmenter)
-        done = step + 1
-        saving = done % options.checkpoint_every == 0 and done < settings.steps
-        if done % options.log_every == 0 or saving or done == settings.steps:
-            report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
-        if saving:
-            averaged = ema.state_dict() if ema else None
-            save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
-    if ema:
-        ema.copy_to(segmenter)
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
-    segmenter.eval()
+            ema.copy_to(segmenter)
 
 
-def _share_gradients(fabric: Fabric, stage: Stage[Any]) -> None:
-    """Average the gradients of the stage's own parameters over the processes; the segmenter's already are."""
-    for parameter in stage.parameters():
-        if parameter.grad is not None:
-            parameter.grad = fabric.all_reduce(parameter.grad)
+@contextmanager
+def _trained(segmenter: Segmenter) -> Iterator[None]:
+    """What is frozen within is thawed afterwards and the segmenter left in evaluation mode, Ctrl-C or not."""
+    flags = [(p, p.requires_grad) for p in segmenter.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        segmenter.zero_grad(set_to_none=True)
+        segmenter.eval()
 
 
 def _optimizer(groups: list[dict[str, Any]], options: LoopOptions) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.samples import auto_crop
+from das3.distributed import is_first_process, wait_for_all
 from das3.input_transforms import IDENTITY
 from das3.norms import BatchNormMode, needs_reestimation
 from das3.recipe import Recipe, RunOptions
@@ -112,7 +113,8 @@ class _Progression:
         self.segmenter.to(self.fabric.device)
         state = self.run.last()
         self._restore(state)
-        self.log = Log(self.run.folder, state["phase"], state["step"])
+        wait_for_all()  # before process 0 writes what another one is still to read
+        self.log = Log(self.run.folder, state["phase"], state["step"]) if is_first_process() else None
         self.crop = self.recipe.crop or auto_crop(self.images.sizes())
         earlier: list[BatchNormMode] = []
         for number, phase in enumerate(self.phases):
@@ -144,7 +146,7 @@ class _Progression:
             self.run.folder / "work" / f"{number}-{name}",
             (self.recipe.seed, number),
             self.crop,
-            self.recipe.batch_size // self.fabric.world_size,
+            self.recipe.batch_size,
             self.display.track,
         )
         if reestimation:
@@ -168,7 +170,8 @@ class _Progression:
         )
         stage.finish(context)
         self._add_row(name, clock.seconds(), stage.input_transform)
-        save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
+        if is_first_process():
+            save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
         self._save({"phase": number + 1, "step": 0, "seconds": 0.0})
 
     def _report(self, number: int, record: Record, clock: _Clock) -> None:
@@ -177,7 +180,8 @@ class _Progression:
         if due and record.step < record.steps:
             with clock.paused():
                 measured["miou"] = self.measure(self.segmenter)["miou"]
-        self.log.add(number, self.phases[number].name, record, clock.seconds(), measured)
+        if self.log is not None:
+            self.log.add(number, self.phases[number].name, record, clock.seconds(), measured)
         self.display.step(self.phases[number].name, record)
 
     def _save_step(self, number: int, step: StepState, clock: _Clock) -> None:
@@ -186,7 +190,9 @@ class _Progression:
         self._save({"phase": number, "seconds": clock.seconds(), **weights, **trained})
 
     def _save(self, state: dict[str, Any]) -> None:
-        """Write last.pt: the state, and what every checkpoint says of the phases before."""
+        """Let process 0 write last.pt: the state, and what every checkpoint says of the phases before."""
+        if not is_first_process():
+            return
         labels = self.outcome.pseudo_labels and str(self.outcome.pseudo_labels.folder.relative_to(self.run.folder))
         save_checkpoint(self.run.checkpoints / "last.pt", {"rows": self.outcome.rows, "labels": labels, **state})
 
@@ -219,5 +225,7 @@ class _Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         since = time.perf_counter()
-        yield
-        self.began += time.perf_counter() - since
+        try:
+            yield
+        finally:
+            self.began += time.perf_counter() - since

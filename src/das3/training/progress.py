@@ -55,10 +55,12 @@ class Display:
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
         """Pass the items through, counting."""
-        for done, item in enumerate(items):
-            self._show(what, done, total, "")
-            yield item
-        self._finish(what)
+        try:
+            for done, item in enumerate(items):
+                self._show(what, done, total, "")
+                yield item
+        finally:
+            self._finish(what)
 
     def step(self, stage: str, record: Record) -> None:
         """Show where a stage's training stands."""

@@ -29,7 +29,9 @@ from das3.training.loop import Record
 
 __all__ = ["NON_RESULT_OPTIONS", "Log", "Run", "begin_after", "weights_after"]
 
-NON_RESULT_OPTIONS = frozenset({"format", "out", "device", "workers", "log_every", "checkpoint_every", "cache_gib"})
+NON_RESULT_OPTIONS = frozenset(
+    {"format", "out", "device", "devices", "workers", "log_every", "checkpoint_every", "cache_gib"}
+)
 """Options that don't change what comes out: where a run lies and how it is watched."""
 
 
@@ -52,6 +54,7 @@ class Run:
             if not resume:
                 raise RecipeError(f"{folder} already holds a run; go on with --resume, or choose another --out")
             _same_recipe(saved, recipe)
+            _remove_halves(self.folder)
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise RecipeError(f"{folder} is not empty and holds no das3 run; choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +86,12 @@ class Run:
         }
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
         return summary
+
+
+def _remove_halves(folder: Path) -> None:
+    """Remove what a killed run was writing when it was killed."""
+    for part in folder.rglob("*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _up_to_date_state(state: dict[str, Any]) -> dict[str, Any]:
