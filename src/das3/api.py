@@ -13,6 +13,7 @@ from torch import nn
 from das3.data.labels import Labelled
 from das3.data.open import open_images
 from das3.errors import RecipeError
+from das3.models.trust import refuse_code
 from das3.recipe import Recipe, load_recipe, recipe_from
 from das3.training.launch import Result, check_classes, launch_run, open_evaluation, open_model
 from das3.training.phases import phases_of
@@ -32,6 +33,7 @@ def adapt(
     quiet: bool = False,
     state_dict: bool = False,
     measure_every: int = 0,
+    trust: bool = False,
     **options: Any,
 ) -> Result:
     """Adapt a trained segmentation model to unlabelled images, without the data it was trained on.
@@ -46,6 +48,7 @@ def adapt(
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
         measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
+        trust: run the code that a model folder, a hub repository or a recipe file names for its network.
         **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`; they win over `recipe`.
 
     Returns:
@@ -56,10 +59,12 @@ def adapt(
         TrainingError: if a loss is not finite.
     """
     settings = _settle(recipe, options, model, images, out)
+    if isinstance(recipe, str | Path) and model is None:
+        refuse_code(settings.model, str(recipe), trust=trust, instead="the argument `model`")
     target = open_images(images if images is not None else _required(settings.images, "images"))
     if not is_started_by_das3():  # else process 0 has done so
         target.verify()
-    segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model)
+    segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model, trust=trust)
     labelled = check_classes(evaluation, segmenter) if evaluation else open_evaluation(settings, segmenter)
     return launch_run(
         segmenter,

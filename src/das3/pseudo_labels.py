@@ -34,9 +34,9 @@ def adjust_posteriors(
 
     Where a model is in doubt, a rare class rarely has the largest probability, and training on such labels makes it
     rarer with every round. `class_balance` (b) raises a class that wins fewer pixels than its mean probability says;
-    one that wins as many, however rare, is left alone. `spatial_prior_weight` (w) raises a class where in the images it is
-    usually predicted: a model in doubt may see sky below and road above. Where every place is alike, as in textures,
-    that changes nothing.
+    one that wins as many, however rare, is left alone. `spatial_prior_weight` (w) raises a class where in the images it
+    is usually predicted: a model in doubt may see sky below and road above. Where every place is alike, as in
+    textures, that changes nothing.
 
     Args:
         probs: C×H×W probabilities of one image.

@@ -93,6 +93,54 @@ def hf_mobilevit():
     return transformers.MobileViTForSemanticSegmentation(config)
 
 
+def _swin():
+    sizes = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
+    return transformers.SwinConfig(image_size=64, out_features=["stage1", "stage2", "stage3", "stage4"], **sizes)
+
+
+def hf_maskformer(classes=CLASSES):
+    decoder = transformers.DetrConfig(
+        **{"d_model": 16, "num_queries": 6, "decoder_layers": 2, "encoder_layers": 1},
+        **{"decoder_attention_heads": 2, "encoder_attention_heads": 2, "decoder_ffn_dim": 16, "encoder_ffn_dim": 16},
+    )
+    config = transformers.MaskFormerConfig(
+        backbone_config=_swin(), decoder_config=decoder, fpn_feature_size=32, mask_feature_size=32, num_labels=classes
+    )
+    return transformers.MaskFormerForInstanceSegmentation(config)
+
+
+_SMALL = {"encoder_layers": 1, "decoder_layers": 3, "num_attention_heads": 2, "num_queries": 6, "hidden_dim": 32}
+
+
+def hf_mask2former(classes=CLASSES):
+    config = transformers.Mask2FormerConfig(
+        backbone_config=_swin(),
+        num_labels=classes,
+        **_SMALL,
+        **{"feature_size": 32, "mask_feature_size": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32},
+    )
+    return transformers.Mask2FormerForUniversalSegmentation(config)
+
+
+def hf_oneformer(classes=CLASSES, **kwargs):
+    config = transformers.OneFormerConfig(
+        backbone_config=_swin(),
+        num_labels=classes,
+        **_SMALL,
+        **{"conv_dim": 32, "mask_dim": 32, "encoder_feedforward_dim": 32, "dim_feedforward": 32, "query_dec_layers": 1},
+        **kwargs,
+    )
+    return transformers.OneFormerForUniversalSegmentation(config)
+
+
+def hf_eomt(classes=CLASSES):
+    config = transformers.EomtConfig(
+        **{"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_blocks": 2, "num_queries": 6},
+        **{"image_size": 96, "patch_size": 16, "num_register_tokens": 1, "num_labels": classes},
+    )
+    return transformers.EomtForUniversalSegmentation(config)
+
+
 def tv(name, **kwargs):
     builder = torchvision.models.get_model_builder(name)
     return lambda: builder(weights=None, weights_backbone=None, num_classes=CLASSES, **kwargs)
@@ -123,6 +171,13 @@ NETWORKS = {
     "hf:upernet": (hf_upernet, ["decode_head.classifier"]),
     "hf:dpt": (hf_dpt, ["head.head.4"]),
     "hf:mobilevit": (hf_mobilevit, ["segmentation_head.classifier.convolution"]),
+    "hf:maskformer": (hf_maskformer, ["class_predictor", "mask_embedder"]),
+    "hf:mask2former": (hf_mask2former, ["class_predictor", "model.transformer_module.decoder.mask_predictor"]),
+    "hf:oneformer": (
+        hf_oneformer,
+        ["model.transformer_module.decoder.class_embed", "model.transformer_module.decoder.mask_embed"],
+    ),
+    "hf:eomt": (hf_eomt, ["class_predictor", "mask_head"]),
     "das3:deeplabv2_resnet101": (
         of_das3("deeplabv2_resnet101", layers=[1, 1, 1, 1]),
         [f"classifier.{i}" for i in range(4)],

@@ -26,6 +26,7 @@ from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import percent
 from das3.files import write_atomically
 from das3.models import load_segmenter, save_segmenter
+from das3.models.trust import names_code
 from das3.recipe import Recipe, RunOptions
 from das3.segmenter import Segmenter
 from das3.training.loop import make_fabric
@@ -166,7 +167,7 @@ def run_adaptation(cell: Cell, quiet: bool) -> dict[str, Any]:
     if not (cell.run / "recipe.yaml").exists():
         _begin(cell, cell.recipe)
     result = adapt(
-        load_segmenter(cell.folder / "source"),
+        load_segmenter(cell.folder / "source", trust=_trusted(cell.suite)),
         _target_images(cell.suite),
         out=cell.run,
         recipe=cell.recipe,
@@ -191,7 +192,7 @@ def run_advent(cell: Cell, quiet: bool) -> dict[str, Any]:
     if not (cell.run / "recipe.yaml").exists():
         _begin(cell, cell.recipe)
     result = train_advent(
-        load_segmenter(cell.folder / "source"),
+        load_segmenter(cell.folder / "source", trust=_trusted(cell.suite)),
         _target_images(cell.suite),
         cell.suite.source(),
         replace(cell.recipe, out=str(cell.run)),
@@ -250,7 +251,7 @@ def train_oracle(cell: Cell, quiet: bool) -> dict[str, Any]:
     """Fine-tune the source model on the target's labels, by the cell's `SourceRecipe`."""
     labelled = cell.suite.target()
     assert isinstance(labelled, Labelled)  # the plan has no oracle without labels
-    return _train(cell, load_segmenter(cell.folder / "source"), labelled, quiet)
+    return _train(cell, load_segmenter(cell.folder / "source", trust=_trusted(cell.suite)), labelled, quiet)
 
 
 def _train(cell: Cell, segmenter: Segmenter, labelled: Labelled, quiet: bool) -> dict[str, Any]:
@@ -274,7 +275,13 @@ def _network(suite: Suite, test: Labelled, model: str | None = None, weights: st
         class_names=list(test.class_names),
         size=suite.size,
         model_args=None if model else dict(suite.model_args),
+        trust=suite.trust,
     )
+
+
+def _trusted(suite: Suite) -> bool:
+    """Whether the folder of the suite's source model may name code: the suite's own, which has been trusted before."""
+    return suite.trust or names_code(suite.network)
 
 
 def measure_given_model(cell: Cell, quiet: bool) -> dict[str, Any]:

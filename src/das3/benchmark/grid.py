@@ -76,6 +76,7 @@ def run_benchmark(
     measure_every: int = 0,
     redo: bool = False,
     name: str | None = None,
+    trust: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run a suite's grid.
@@ -93,6 +94,7 @@ def run_benchmark(
         measure_every: steps between two points of a curve of mIoU, 0 for no curve.
         redo: cells that were made with other options or data are run again, not refused.
         name: of the file of rows, the suite's when None.
+        trust: run code that a suite file or a model folder names for a network.
         say: where a line per finished cell goes.
 
     Returns:
@@ -106,7 +108,9 @@ def run_benchmark(
     """
     if jobs < 1:
         raise RecipeError(f"jobs must be at least 1, got {jobs}")
-    chosen = find_suite(suite, data) if isinstance(suite, str) else suite
+    chosen = find_suite(suite, data, trust=trust) if isinstance(suite, str) else suite
+    if trust:
+        chosen = replace(chosen, trust=True)
     if source_model is not None:
         chosen = replace(chosen, source=None, source_model=source_model)
     opened = _opened(chosen)

@@ -28,6 +28,7 @@ from das3.data.labels import Labelled
 from das3.data.open import open_images, open_labelled
 from das3.data.published import is_spec
 from das3.errors import DataError, RecipeError
+from das3.models.trust import refuse_code
 
 __all__ = ["find_suite", "load_suite"]
 
@@ -35,25 +36,35 @@ _PARTS = ("source", "target", "test")
 _LABELS = ("classes", "class_map", "num_classes")
 
 
-def find_suite(name: str, data: Path | None = None) -> Suite:
+def find_suite(name: str, data: Path | None = None, *, trust: bool = False) -> Suite:
     """A suite that comes with das3, by name, or that of a YAML file.
+
+    Args:
+        name: of the suite, or its file.
+        data: folder of the suite's data, where it needs any.
+        trust: as of `load_suite`.
 
     Raises:
         RecipeError: if there is neither.
         DataError: if its data are not there.
     """
     if name.endswith((".yaml", ".yml")):
-        return load_suite(Path(name))
+        return load_suite(Path(name), trust=trust)
     if name not in SUITES:
         raise RecipeError(f"no suite is called {name!r}; there are: {', '.join(SUITES)}, and YAML files")
     return SUITES[name](data)
 
 
-def load_suite(path: Path) -> Suite:
+def load_suite(path: Path, *, trust: bool = False) -> Suite:
     """Read a suite from a YAML file, see above.
+
+    Args:
+        path: the file.
+        trust: its network and its source model may be code, `package.module:function`.
 
     Raises:
         RecipeError: if the file can't be read, or says something unknown.
+        ModelError: if it names code without `trust`.
     """
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -61,9 +72,11 @@ def load_suite(path: Path) -> Suite:
         raise RecipeError(f"can't read the suite {path} ({' '.join(str(error).split())})") from error
     if not isinstance(given, dict):
         raise RecipeError(f"{path} must hold a mapping with source, target and test")
-    known = {f.name for f in fields(Suite)} | set(_LABELS)
+    known = {f.name for f in fields(Suite)} - {"trust"} | set(_LABELS)
     if unknown := sorted(given.keys() - known):
         raise RecipeError(f"{path}: unknown {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    for key in ("network", "source_model"):
+        refuse_code(given.get(key), f"{path} ({key})", trust=trust, instead="--trust")
     shared = {key: given.pop(key) for key in _LABELS if key in given}
     parts = {key: _part(path, key, given.pop(key, None), shared) for key in _PARTS}
     model = given.pop("source_model", None)
@@ -73,7 +86,7 @@ def load_suite(path: Path) -> Suite:
         given["size"] = tuple(given["size"])
     beside = model is not None and (path.parent / model).exists()
     chosen = str(path.parent / model) if beside else model
-    return Suite(given.pop("name", path.stem), **parts, source_model=chosen, **given)
+    return Suite(given.pop("name", path.stem), **parts, source_model=chosen, trust=trust, **given)
 
 
 @dataclass(frozen=True)

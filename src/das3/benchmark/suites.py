@@ -33,6 +33,7 @@ class Suite:
         options: fields of `Recipe`, the same for all methods; no method's hyperparameters.
         steps: optimiser steps of every method, see `das3.benchmark.methods.method_recipe`.
         source_model: a trained model, or weights of `network`, in place of one that is trained here.
+        trust: run the code that the folder of `source_model` names for its network.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Suite:
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
     source_model: str | None = None
+    trust: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,18 @@ das3 adapt --model M --images 'cityscapes:ROOT?split=train' --recipe gta5-citysc
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     add_recipe(parser)
-    add_flags(parser, "resume", "quiet", "state-dict", "dry-run")
+    add_flags(parser, "resume", "quiet", "state-dict", "dry-run", "trust")
 
 
 def run(given: Namespace) -> None:
     """Adapt, and say where the result is."""
     if given.dry_run:
-        print(dry_run(require(recipe_of(given), "model", "images")).text())
+        print(dry_run(require(recipe_of(given), "model", "images"), trust=given.trust).text())
         return
     recipe = require(recipe_of(given), "model", "images", "out")
-    result = adapt(recipe=recipe, resume=given.resume, quiet=given.quiet, state_dict=given.state_dict)
+    result = adapt(
+        recipe=recipe, resume=given.resume, quiet=given.quiet, state_dict=given.state_dict, trust=given.trust
+    )
     if is_first_process():
         print(f"adapted model: {result.folder / 'model'}")
         print(f"summary:       {result.folder / 'summary.json'}")

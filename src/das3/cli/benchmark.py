@@ -10,6 +10,7 @@ from das3.benchmark.grid import run_benchmark
 from das3.benchmark.methods import METHODS, variants
 from das3.benchmark.report import report
 from das3.benchmark.suites import SUITES
+from das3.cli.options import add_flags
 from das3.errors import TrainingError
 from das3.registry import stage_types
 
@@ -44,6 +45,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--curve", type=int, default=0, help="measure mIoU every so many steps as well, for a plot; 0 does not"
     )
+    add_flags(parser, "trust")
     parser.add_argument("--redo", action="store_true", help="run cells again that were made with other options or data")
 
 
@@ -63,6 +65,7 @@ def run(given: Namespace) -> None:
         measure_every=given.curve,
         redo=given.redo,
         name=name,
+        trust=given.trust,
     )
     print(report(rows, out, name, ablation=given.ablation), end="")
     print(out / f"{name}.json")

@@ -61,7 +61,7 @@ class EvaluateArguments(InferenceArguments):
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     add_options(parser, EvaluateArguments)
-    add_flags(parser, "quiet")
+    add_flags(parser, "quiet", "trust")
 
 
 def run(given: Namespace) -> None:
@@ -69,7 +69,7 @@ def run(given: Namespace) -> None:
     options = from_namespace(EvaluateArguments, given)
     if options.images is None:
         raise RecipeError("--images is missing; see `das3 evaluate --help`")
-    segmenter = open_model(options)
+    segmenter = open_model(options, trust=given.trust)
     labelled = open_labelled(
         options.images,
         options.labels,

@@ -15,7 +15,7 @@ import shtab
 from jsonargparse import ArgumentError, ArgumentParser
 
 from das3 import __version__
-from das3.cli.options import recipe_first
+from das3.cli.options import recipe_first, refuse_unnamed_code
 from das3.errors import Das3Error
 from das3.recipe import plain_message
 
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "completion":
             print(shtab.complete(parser, shell=parsed.completion.shell))
             return 0
+        refuse_unnamed_code(parsed[command], given)
         status: int | None = modules[command].run(parsed[command])
     except ArgumentError as error:
         return _fail(f"{plain_message(error)}")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from das3.errors import RecipeError
+from das3.models.trust import refuse_code
 from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from
 from das3.recipes.old_names import refuse_old_arguments
 
-__all__ = ["InferenceArguments", "add_flags", "add_recipe", "recipe_first", "require"]
+__all__ = ["InferenceArguments", "add_flags", "add_recipe", "recipe_first", "refuse_unnamed_code", "require"]
 
 _FLAGS = {
     "resume": "go on where the run in --out stopped",
     "quiet": "show no progress",
     "dry-run": "open and check everything, take a step of each stage, say the run's time and memory, write nothing",
+    "trust": "run the code that a model folder, a hub repository or a recipe names for its network; only for your own",
     "state-dict": "also save the weights as a plain state dict, model.pt",
 }
 
@@ -67,8 +71,30 @@ def recipe_first(arguments: list[str]) -> list[str]:
             source = value if equals else (arguments[i + 1 : i + 2] or [""])[0]
             values = load_recipe(source)
             recipe_from(values, where=source)
+            if any(argument.partition("=")[0] == "--recipe" for argument in rest):
+                raise RecipeError("--recipe is given twice; put what they say into one file")
             return [arguments[0], f"--recipe={json.dumps(values)}", *arguments[1:i], *rest]
     return arguments
+
+
+def refuse_unnamed_code(given: Namespace, arguments: Sequence[str]) -> None:
+    """Stop if the model is code that does not stand on the command line itself, but in a recipe.
+
+    Args:
+        given: parsed options of a command.
+        arguments: the command line.
+
+    Raises:
+        ModelError: unless --trust is on the command line.
+    """
+
+    def values(name: str) -> list[str]:
+        written = [a.removeprefix(f"{name}=") for a in arguments if a.startswith(f"{name}=")]
+        return written + [value for a, value in pairwise(arguments) if a == name]
+
+    if given.get("model") not in values("--model"):
+        where = " ".join(["recipe", *values("--recipe")])
+        refuse_code(given.get("model"), where, trust="--trust" in arguments)
 
 
 def require(recipe: Recipe, *names: str) -> Recipe:

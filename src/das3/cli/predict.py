@@ -51,7 +51,7 @@ class PredictArguments(InferenceArguments):
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     add_options(parser, PredictArguments)
-    add_flags(parser, "quiet")
+    add_flags(parser, "quiet", "trust")
 
 
 def run(given: Namespace) -> None:
@@ -61,7 +61,7 @@ def run(given: Namespace) -> None:
         raise RecipeError("--images and --out are both needed; see `das3 predict --help`")
     images = open_images(options.images)
     images.verify()
-    segmenter = open_model(options)
+    segmenter = open_model(options, trust=given.trust)
     values = _values(options, segmenter)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)

@@ -20,12 +20,14 @@ das3 train-source --images DIR --labels DIR --classes classes.json --out RUN
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     add_options(parser, SourceRecipe)
-    add_flags(parser, "resume", "quiet")
+    add_flags(parser, "resume", "quiet", "trust")
 
 
 def run(given: Namespace) -> None:
     """Train, and say where the model is."""
-    result = train_source(from_namespace(SourceRecipe, given), resume=given.resume, quiet=given.quiet)
+    result = train_source(
+        from_namespace(SourceRecipe, given), resume=given.resume, quiet=given.quiet, trust=given.trust
+    )
     if is_first_process():
         print(f"model:   {result.folder / 'model'}")
         print(f"summary: {result.folder / 'summary.json'}")

@@ -16,7 +16,9 @@ from torch import nn
 from das3.errors import ModelError
 from das3.models import huggingface, plain, smp, torchvision
 from das3.models.metadata import METADATA_FILE, ModelMetadata, read_metadata, write_metadata
-from das3.models.weights import Weights, fit, read_weights, save_weights, wrong_classes
+from das3.models.oneformer import give_task
+from das3.models.trust import names_code, refuse_code, refuse_remote
+from das3.models.weights import Weights, fit, is_mmseg, read_weights, refuse_not_finite, save_weights, wrong_classes
 from das3.segmenter import Origin, Segmenter
 
 __all__ = ["load_segmenter", "save_segmenter"]
@@ -42,14 +44,16 @@ def load_segmenter(
     output_key: str | int | None = None,
     model_args: dict[str, Any] | None = None,
     align_corners: bool | None = None,
+    trust: bool = False,
 ) -> Segmenter:
     """Open a segmentation network.
 
     Options that are None are read from the model where its format carries them, else found out or left at defaults.
+    What `model` names is looked for on the disk first. Code is run if `model` itself names it, not if a folder does.
 
     Args:
-        model: a folder (Hugging Face, smp, das3, or a das3 run), a hub id, `torchvision:NAME`, `smp:NAME`, `das3:NAME`,
-            `package.module:function`, or a network object, which is used as it is and not copied.
+        model: a folder (Hugging Face, smp, das3, or a das3 run), a hub id (as str), `torchvision:NAME`, `smp:NAME`,
+            `das3:NAME`, `package.module:function`, or a network object, which is used as it is and not copied.
         weights: state dict (.pt, .pth, .safetensors; a training checkpoint that holds one), or a das3 model folder.
         classifier: names of the layers that produce the logits.
         num_classes: how many classes the network predicts; 2 for one with a single sigmoid logit.
@@ -62,14 +66,17 @@ def load_segmenter(
         output_key: see `main_logits`.
         model_args: arguments of the function that builds the network, for the forms that name one.
         align_corners: see `Segmenter`.
+        trust: also run the code that a folder or hub repository names for its network.
 
     Returns:
         The segmenter, in evaluation mode and float32, on the CPU unless a network object came on another device.
 
     Raises:
-        ModelError: if there is no such model, or anything given does not fit the network.
+        ModelError: if there is no such model, anything given does not fit the network, or its weights are not finite.
     """
-    network, card = _open(model, dict(model_args or {}), Path(weights) if weights is not None else None, num_classes)
+    beside = Path(weights) if weights is not None else None
+    network, card = _open(model, dict(model_args or {}), beside, num_classes, trust=trust)
+    refuse_not_finite(network, weights or (model if isinstance(model, str | Path) else type(network).__name__))
     preprocess = {"mean": mean, "std": std, "value_range": value_range, "channels": channels, "size": size}
     changes = {
         "classifier": (classifier,) if isinstance(classifier, str) else classifier,
@@ -94,7 +101,12 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(
-    model: str | Path | nn.Module, args: dict[str, Any], weights: Path | None, num_classes: int | None
+    model: str | Path | nn.Module,
+    args: dict[str, Any],
+    weights: Path | None,
+    num_classes: int | None,
+    *,
+    trust: bool,
 ) -> tuple[nn.Module, ModelMetadata]:
     """The network with its weights, and what its format says about it."""
     saved = _model_folder(weights) if weights is not None else None
@@ -111,7 +123,9 @@ def _open(
     elif isinstance(model, nn.Module):
         network, card = model, _metadata_of(model)
     elif folder is not None:
-        network, card = _open_folder(folder)
+        network, card = _open_folder(folder, trust=trust)
+    elif isinstance(model, str) and is_hub_id(model):
+        network, card = _open_folder(huggingface.download(model), trust=trust, called=model)
     else:
         network, card = _open_spec(str(model), args, num_classes, found)
     if found is not None:
@@ -125,6 +139,7 @@ def _open(
 
 
 def _metadata_of(model: nn.Module) -> ModelMetadata:
+    give_task(model)
     return ModelMetadata(
         class_names=huggingface.class_names_of(model) if huggingface.is_huggingface(model) else None,
         origin=Origin(_kind(model) or "object", type(model).__name__),
@@ -150,7 +165,7 @@ def _model_folder(path: Path) -> Path | None:
     return folder
 
 
-def _open_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
+def _open_folder(folder: Path, *, trust: bool, called: str | None = None) -> tuple[nn.Module, ModelMetadata]:
     card = read_metadata(folder)
     if (folder / "config.json").is_file():
         network, own = smp.load_folder(folder) if smp.is_smp_folder(folder) else huggingface.load_folder(folder)
@@ -158,26 +173,66 @@ def _open_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
             return network, own
         return network, replace(card, origin=replace(card.origin, processor=own.origin.processor))
     assert card is not None
+    spec = card.origin.spec
     if card.origin.kind == "object":
         raise ModelError(
-            f"{folder}: the network ({card.origin.spec}) came in as a Python object, so only its weights are here; "
+            f"{folder}: the network ({spec}) came in as a Python object, so only its weights are here; "
             f"name the function that builds it: --model package.module:function --weights {folder}"
         )
+    if card.origin.kind != "plain":
+        raise ModelError(f"{folder}: its config.json is missing; copy the whole folder again")
+    refuse_code(spec, called or str(folder), trust=trust, instead=f"--model {spec} --weights {folder}")
+    refuse_remote(card.origin.model_args, folder / METADATA_FILE)
     weights = read_weights(folder / "model.safetensors")
-    network, _ = _open_spec(card.origin.spec, card.origin.model_args, None, weights)
+    network, _ = _open_spec(spec, plain.without_downloads(card.origin.model_args), None, weights)
     fit(network, weights)
     return network, card
+
+
+# What a hub id never ends in, and a mistyped path may.
+_SUFFIXES = frozenset(
+    {".pt", ".pth", ".pt2", ".ckpt", ".bin", ".safetensors", ".onnx", ".h5", ".hdf5", ".keras", ".pkl", ".pickle"}
+    | {".py", ".json", ".yaml", ".yml", ".txt", ".zip", ".tar", ".gz", ".tflite", ".engine", ".pb", ".npz", ".npy"}
+)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model that is not on the disk is `owner/name` on the hub, rather than a path that is mistyped.
+
+    A path is what begins with a dot, ends like a file or has a folder here to lie in.
+    """
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or Path(name).exists():
+        return False
+    return Path(name).suffix.lower() not in _SUFFIXES and not Path(name).parent.exists()
+
+
+def _no_such(spec: str) -> ModelError:
+    path = Path(spec)
+    if path.is_file():
+        weights = read_weights(path)  # says what the file is, where it holds none
+        if is_mmseg(weights):
+            return ModelError(
+                f"{spec}: is a checkpoint of mmsegmentation; `das3 convert {spec} --out MODEL` makes a model of it"
+            )
+        return ModelError(
+            f"{spec}: is a file of weights; give it with --weights, and the network they are for with --model"
+        )
+    if path.exists():
+        return ModelError(f"{spec}: is neither a file nor a folder; --model takes {_FORMS}")
+    if "/" in spec or os.sep in spec:
+        here = f", though {path.parent} is one" if str(path.parent) != "." and path.parent.exists() else ""
+        return ModelError(
+            f"{spec}: no such folder here{here}; hub ids are owner/name, and are looked for only where there is no "
+            "folder of the owner's name"
+        )
+    return ModelError(f"{spec}: no such model; --model takes {_FORMS}")
 
 
 def _open_spec(
     spec: str, args: dict[str, Any], num_classes: int | None, weights: Weights | None
 ) -> tuple[nn.Module, ModelMetadata]:
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
-        return _open_folder(huggingface.download(spec))
-    if Path(spec).is_file():
-        raise ModelError(f"{spec}: is a file; give weights with --weights, and the network they are for with --model")
-    if not re.fullmatch(r"[\w.]+:\w+", spec):
-        raise ModelError(f"{spec}: no such model; --model takes {_FORMS}")
+    if Path(spec).exists() or not re.fullmatch(r"[\w.]+:\w+", spec):
+        raise _no_such(spec)
     family, _, name = spec.partition(":")
     if family == "torchvision":
         plan = torchvision.blueprint(name, args, weights)
@@ -187,7 +242,7 @@ def _open_spec(
         plan = plain.builtin(name, args)
     else:
         plan = plain.from_code(spec, args)
-    users_own = family not in ("torchvision", "smp", "das3")  # may load weights itself
+    users_own = names_code(spec)  # may load weights itself
     trained = users_own or weights is not None or bool(args.get("weights"))
     network, args = plain.build(plan, num_classes, weights)
     origin = Origin(_kind(network) or "plain", spec, args, trained=trained)
@@ -208,9 +263,10 @@ def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool
         The folder.
 
     Raises:
-        ModelError: if the folder holds something else, or can't be written.
+        ModelError: if the folder holds something else, or can't be written, or the weights are not finite.
     """
     folder = Path(folder)
+    refuse_not_finite(segmenter.model, f"{folder}: not written")
     if folder.exists() and not (folder.is_dir() and ((folder / METADATA_FILE).is_file() or not any(folder.iterdir()))):
         raise ModelError(f"{folder}: holds something else than a das3 model; name a new folder to save to")
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +15,15 @@ from torch import nn
 from das3.errors import ModelError
 from das3.models.extras import library
 from das3.models.metadata import ModelMetadata
-from das3.models.weights import mismatch
+from das3.models.oneformer import give_task, save_tokenizer
+from das3.models.trust import refuse_remote
+from das3.models.weights import check_file, mismatch
 from das3.segmenter import Origin, Preprocess, Segmenter
+from das3.segmenter.mask_classification import TYPES
 
 __all__ = ["download", "is_huggingface", "load_folder", "save_folder"]
+
+_FETCHED = ["*.json", "*.safetensors", "pytorch_model*.bin", "merges.txt"]  # no code
 
 
 def download(model_id: str) -> Path:
@@ -26,40 +33,102 @@ def download(model_id: str) -> Path:
         ModelError: if it is in neither.
     """
     hub = library("huggingface_hub", "huggingface")
-    missing = (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError)
     try:
-        return Path(hub.snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors", "pytorch_model*.bin"]))
-    except missing as error:
-        reason = str(error).strip().split("\n")[0]
+        return Path(hub.snapshot_download(model_id, allow_patterns=_FETCHED))
+    except Exception as error:  # of the hub, its client or the network
         raise ModelError(
-            f"{model_id}: no such folder here, and not on the Hugging Face hub as far as can be reached ({reason})"
+            f"{model_id}: no such folder here, and not on the Hugging Face hub as far as can be reached "
+            f"({_reason(error)})"
         ) from None
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
     """Open what save_pretrained wrote: network, class names, and preprocessing if there is an image processor.
 
+    Nothing is fetched, and code that the folder holds is never run.
+
     Raises:
         ModelError: if transformers is missing, the folder holds no semantic segmentation network, or its weights don't
             fit (a backbone without a head, say).
     """
     transformers = library("transformers", "huggingface")
+    config = read_config(folder)
+    check_files(folder)
+    task = "Universal" if config.get("model_type") in TYPES else "Semantic"
+    automatic = getattr(transformers, f"AutoModelFor{task}Segmentation")
     try:
         with _no_progress_bar(transformers):
-            model, info = transformers.AutoModelForSemanticSegmentation.from_pretrained(
-                folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+            model, info = automatic.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0].split(" for this kind of AutoModel")[0]
+    except Exception as error:  # whatever transformers raises on a folder that is not whole
+        reason = _reason(error).split(" for this kind of AutoModel")[0]
+        if "auto_map" in config:
+            reason = "its network is code in the folder, which das3 does not run; build it in Python: das3.adapt(model)"
         raise ModelError(f"{folder}: not a semantic segmentation model that transformers can open ({reason})") from None
     mismatched = [str(k[0] if isinstance(k, tuple) else k) for k in info["mismatched_keys"]]
     if info["missing_keys"] or mismatched:
         raise mismatch(folder, missing=sorted(info["missing_keys"]), wrong=sorted(mismatched))
+    _into_memory(model)
+    give_task(model, folder)
     processor = _processor(transformers, folder)
-    preprocess = preprocess_of(processor) if processor is not None else Preprocess()
+    preprocess = _preprocess_in(folder, processor) if processor is not None else Preprocess()
     return model, ModelMetadata(
         preprocess, class_names_of(model), origin=Origin("huggingface", str(folder), processor=processor)
     )
+
+
+def _into_memory(model: nn.Module) -> None:
+    """Copy weights that lie in the mapped file where it put them.
+
+    From places that are no multiples of a cache line torch computes the last bit otherwise, so that a network and the
+    same network saved and opened again would differ.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, where it is one that das3 may follow.
+
+    Raises:
+        ModelError: if it is no JSON mapping, is of quantised weights or names parts to be fetched from elsewhere.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON ({_reason(error)}); write it again with save_pretrained") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: holds no mapping of settings; write it again with save_pretrained")
+    refuse_remote(config, path)
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{path}: the weights are quantised and can't be trained; take the model as it was before that"
+        )
+    return config
+
+
+def check_files(folder: Path) -> None:
+    """See that weights files are whole before a library opens them.
+
+    Raises:
+        ModelError: naming the first that is not.
+    """
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            check_file(path)
+
+
+def _reason(error: Exception) -> str:
+    """An error of another library in one line."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [""]
+    return " ".join(f"{type(error).__name__}: {lines[0]}".split())[:300]
 
 
 @contextlib.contextmanager
@@ -76,10 +145,33 @@ def _no_progress_bar(transformers: Any) -> Iterator[None]:
 def _processor(transformers: Any, folder: Path) -> Any:
     if not (folder / "preprocessor_config.json").is_file():
         return None
+    path = folder / "preprocessor_config.json"
     try:
-        return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{folder / 'preprocessor_config.json'}: transformers can't open it ({error})") from None
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        # OneFormer's would fetch a list of classes that only its training needs; it is named again when it is saved.
+        classes = settings.get("class_info_file")
+        left_out = {"class_info_file": None} if classes else {}
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **left_out
+        )
+        if classes:
+            processor.class_info_file = classes
+        return processor
+    except Exception as error:  # whatever transformers raises on a damaged file
+        raise ModelError(
+            f"{path}: transformers can't open it ({_reason(error)}); repair it, or remove it and say "
+            "--mean, --std and --size"
+        ) from None
+
+
+def _preprocess_in(folder: Path, processor: Any) -> Preprocess:
+    try:
+        return preprocess_of(processor)
+    except (ValueError, TypeError, ModelError) as error:
+        path = folder / "preprocessor_config.json"
+        raise ModelError(
+            f"{path}: {_reason(error)}; repair it, or remove it and say --mean, --std and --size"
+        ) from None
 
 
 def preprocess_of(processor: Any) -> Preprocess:
@@ -102,6 +194,8 @@ def preprocess_of(processor: Any) -> Preprocess:
 
 def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:
     values = [float(value)] * 3 if isinstance(value, int | float) else [float(v) for v in value]
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise ValueError(f"mean and std must be 3 numbers each, got {values}")
     return (values[0], values[1], values[2])
 
 
@@ -111,9 +205,10 @@ def _size(size: Any) -> int | tuple[int, int] | None:
         size.get(name) if isinstance(size, dict) else getattr(size, name, None)
         for name in ("height", "width", "shortest_edge")
     )
-    if height and width:
-        return (int(height), int(width))
-    return int(shortest) if shortest else None
+    sides = [int(side) for side in ((height, width) if height and width else (shortest,)) if side]
+    if any(side < 1 for side in sides):
+        raise ValueError(f"images can't be resized to {sides}")
+    return (sides[0], sides[1]) if len(sides) == 2 else sides[0] if sides else None
 
 
 def class_names_of(model: nn.Module) -> tuple[str, ...] | None:
@@ -141,6 +236,7 @@ def save_folder(segmenter: Segmenter, folder: Path) -> None:
         model.config.label2id = {name: i for i, name in enumerate(segmenter.class_names)}
     with _no_progress_bar(library("transformers", "huggingface")):
         model.save_pretrained(folder)
+    save_tokenizer(model, folder)
     processor = segmenter.origin.processor
     if processor is not None:
         if preprocess_of(processor) != segmenter.preprocess:

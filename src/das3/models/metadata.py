@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        _check(values)
         return ModelMetadata(
             preprocess=_preprocess(values["preprocess"]),
             class_names=_names(values["class_names"]),
@@ -113,10 +115,60 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
             square=values["square"],
             origin=Origin(values["kind"], values["model"], values["model_args"], values["nesting"], values["prefix"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path}: damaged ({error!r}); write it again with das3, or delete it and give options"
+            f"{path}: damaged ({reason}); write it again with das3, or delete it and give options"
         ) from None
+
+
+_LARGEST_SIDE = 65536
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse values that das3 never writes.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError("no mapping")
+
+    def is_side(value: object) -> bool:
+        return type(value) is int and 0 < value <= _LARGEST_SIDE
+
+    def are_texts(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+    size = values["preprocess"].get("size") if isinstance(values["preprocess"], Mapping) else None
+    fits = {
+        "kind": values["kind"] in ("huggingface", "smp", "plain", "object"),
+        "model": isinstance(values["model"], str),
+        "model_args": isinstance(values["model_args"], Mapping),
+        "nesting": are_texts(values["nesting"]),
+        "prefix": isinstance(values["prefix"], str),
+        "preprocess": isinstance(values["preprocess"], Mapping) and _all_finite(values["preprocess"]),
+        "preprocess.size": size is None
+        or is_side(size)
+        or (isinstance(size, list) and len(size) == 2 and all(map(is_side, size))),
+        "class_names": values["class_names"] is None or are_texts(values["class_names"]),
+        "classifier": values["classifier"] is None or are_texts(values["classifier"]),
+        "output_key": isinstance(values["output_key"], str | int | None),
+        "align_corners": isinstance(values["align_corners"], bool),
+        "divisor": values["divisor"] is None or is_side(values["divisor"]),
+        "square": isinstance(values["square"], bool | None),
+    }
+    for name, ok in fits.items():
+        if not ok:
+            raise ValueError(f"{name} can't be {values.get(name, size)!r}"[:150])
+
+
+def _all_finite(values: object) -> bool:
+    if isinstance(values, Mapping):
+        return all(map(_all_finite, values.values()))
+    if isinstance(values, list):
+        return all(map(_all_finite, values))
+    return not isinstance(values, int | float) or (math.isfinite(values) and abs(values) < 1e30)
 
 
 def _names(values: list[str] | None) -> tuple[str, ...] | None:

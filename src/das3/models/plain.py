@@ -16,7 +16,7 @@ from das3.errors import ModelError
 from das3.models.weights import Weights, infer_classes
 from das3.segmenter import Preprocess
 
-__all__ = ["Blueprint", "build", "builtin", "from_code"]
+__all__ = ["Blueprint", "build", "builtin", "from_code", "without_downloads"]
 
 _CLASS_ARGUMENTS = ("num_classes", "classes", "n_classes", "num_labels")
 
@@ -64,13 +64,18 @@ def build(plan: Blueprint, num_classes: int | None, weights: Weights | None) -> 
             raise ModelError(f"{plan.spec}: how many classes? give --num-classes, or --weights that tell")
         if num_classes is not None or needed:  # weights that don't tell don't fit, which their own error explains
             args[name] = num_classes or 2
-    return _call(plan, args), {k: None if k in _DOWNLOADS else v for k, v in args.items()}
+    return _call(plan, args), without_downloads(args)
+
+
+def without_downloads(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that build the same network without fetching weights, to be filled with saved ones."""
+    return {k: None if k in _DOWNLOADS else v for k, v in args.items()}
 
 
 def _call(plan: Blueprint, args: Mapping[str, Any]) -> nn.Module:
     try:
         model = plan.function(**args)
-    except (TypeError, ValueError, KeyError, AttributeError, ImportError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, ArithmeticError) as error:
         shown = ", ".join(f"{k}={v!r}" for k, v in args.items())
         raise ModelError(f"{plan.spec}: can't be built with ({shown}): {error}; see --model-args") from error
     if not isinstance(model, nn.Module):

@@ -13,7 +13,8 @@ from torch import nn
 from das3.errors import ModelError
 from das3.models.extras import library
 from das3.models.metadata import ModelMetadata
-from das3.models.plain import Blueprint, build
+from das3.models.plain import Blueprint, build, without_downloads
+from das3.models.trust import refuse_remote
 from das3.models.weights import fit, read_weights
 from das3.segmenter import Origin
 
@@ -47,8 +48,8 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON ({error}); write it again with save_pretrained") from None
     return config if isinstance(config, dict) else {}
 
 
@@ -59,8 +60,9 @@ def load_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
         ModelError: if smp is missing, or the weights don't fit.
     """
     config = _config(folder)
+    refuse_remote(config, folder / "config.json")
     name = str(config.pop("_model_class"))
-    plan = blueprint(name, {**{k: v for k, v in config.items() if not k.startswith("_")}, "encoder_weights": None})
+    plan = blueprint(name, without_downloads({k: v for k, v in config.items() if not k.startswith("_")}))
     model, _ = build(plan, None, None)
     files = [folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()]
     if not files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from das3.errors import ModelError
+from das3.models.file_kinds import is_safetensors, pickled_names, refusal, whole_model
 from das3.segmenter import Origin
 
-__all__ = ["Weights", "fit", "infer_classes", "mismatch", "read_weights", "save_weights", "wrong_classes"]
+__all__ = [
+    "Weights",
+    "check_file",
+    "fit",
+    "infer_classes",
+    "is_mmseg",
+    "mismatch",
+    "read_weights",
+    "refuse_not_finite",
+    "save_weights",
+    "wrong_classes",
+]
+
+_DEEPEST = 10  # mappings in mappings, before it is taken for one that holds itself
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")
 # What wrappers (DataParallel, Lightning, torch.compile) put before every key.
@@ -59,28 +72,111 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
-        return Weights(path, _read_safetensors(path))
-    try:
-        content = rest = _load(path)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path}: not a weights file that torch can read ({_first_line(error)})") from None
+    _refuse(path)
+    if is_safetensors(path):
+        return Weights(path, _plain(_read_safetensors(path), path))
+    content = rest = _load(path)
     nesting: list[str] = []
     while isinstance(content, Mapping):
         inner = next((n for n in _NESTS if isinstance(content.get(n), Mapping | _Inert)), None)
         if inner is None:
             break
+        if len(nesting) == _DEEPEST:
+            raise ModelError(f"{path}: a mapping that holds itself, not a checkpoint; save the weights again")
         nesting.append(inner)
         content = content[inner]
     if isinstance(content, _Inert):
-        raise ModelError(
-            f"{path}: holds a whole pickled model or other Python objects, and das3 never executes pickled code; save "
-            "the weights alone with torch.save(model.state_dict(), path)"
-        )
+        raise ModelError(f"{path}: is {whole_model(pickled_names(path))}")
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         raise ModelError(f"{path}: holds no state dict (a mapping from names to tensors)")
-    return Weights(path, tensors, nesting, {str(k): v for k, v in rest.items()} if nesting else {})
+    return Weights(path, _plain(tensors, path), nesting, {str(k): v for k, v in rest.items()} if nesting else {})
+
+
+def check_file(path: Path) -> None:
+    """See that a weights file which another library is going to read is whole and holds plain tensors.
+
+    Raises:
+        ModelError: saying what it is instead.
+    """
+    _refuse(path)
+    if not is_safetensors(path):
+        content = _load(path)
+        if isinstance(content, _Inert):
+            raise ModelError(f"{path}: is {whole_model(pickled_names(path))}")
+        values = content if isinstance(content, Mapping) else {}
+        _plain({str(k): v for k, v in values.items() if isinstance(v, Tensor)}, path)
+        return
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118, it is no mapping
+            entry = file.get_slice(name)
+            kind = str(entry.get_dtype())[:1]  # of I8, U8, BOOL, F32, BF16, C64 …
+            if kind == "C":
+                raise _odd(path, name, "complex")
+            if _is_quantised(name, kind in ("I", "U"), entry.get_shape()):
+                raise _odd(path, name, "quantised")
+
+
+def _refuse(path: Path) -> None:
+    try:
+        what = refusal(path)
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror or error})") from None
+    if what is not None:
+        raise ModelError(f"{path}: is {what}")
+
+
+def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, if all are of real numbers that a network can be trained with."""
+    for name, tensor in tensors.items():
+        kinds = {
+            "complex": tensor.is_complex(),
+            "without values (of torch's meta device)": tensor.is_meta,
+            "sparse": tensor.layout != torch.strided or tensor.is_nested,
+            "quantised": tensor.is_quantized
+            or _is_quantised(name, not tensor.is_floating_point() and not tensor.is_complex(), tensor.shape),
+        }
+        for kind, is_one in kinds.items():
+            if is_one:
+                raise _odd(path, name, kind)
+    return tensors
+
+
+def _is_quantised(name: str, whole_numbers: bool, shape: Sequence[int]) -> bool:
+    return whole_numbers and len(shape) > 1 and name.endswith("weight")
+
+
+def _odd(path: Path, name: str, kind: str) -> ModelError:
+    return ModelError(f"{path}: the weights are {kind}, first {name}; save them as ordinary float tensors")
+
+
+def refuse_not_finite(model: nn.Module, source: object) -> None:
+    """Stop at weights that are NaN or infinite: everything computed with them is, and a label map shows one class.
+
+    Args:
+        model: the network.
+        source: where its weights come from, for the message.
+
+    Raises:
+        ModelError: naming the first tensor.
+    """
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise _not_finite(source, name, tensor)
+    for name, buffer in model.named_buffers():  # a mask may hold infinities
+        bad = torch.isnan(buffer) if "running_" not in name else ~torch.isfinite(buffer)
+        if bad.any():
+            raise _not_finite(source, name, buffer)
+
+
+def _not_finite(source: object, name: str, tensor: Tensor) -> ModelError:
+    what = "NaN" if torch.isnan(tensor).any() else "infinite values"
+    return ModelError(
+        f"{source}: the weights hold {what}, first in {name}; take a checkpoint from before the training broke, or "
+        "train with a lower learning rate"
+    )
 
 
 class _Inert:
@@ -94,25 +190,36 @@ class _Inert:
 
 
 def _load(path: Path) -> Any:
-    """Load without executing anything: objects of other classes than torch's, such as settings, become `_Inert`."""
+    """Load without executing anything: objects of other classes than torch's, such as settings, become `_Inert`.
+
+    Raises:
+        ModelError: if torch can't read the file.
+    """
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
     try:
         foreign = get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # from before PyTorch 1.6, which can't be searched
-        foreign = []
+    except Exception:  # from before PyTorch 1.6, or damaged
+        foreign = [name for name in pickled_names(path) if name.split(".")[0] not in ("torch", "collections")]
     split = [name.rpartition(".") for name in foreign]
-    with safe_globals([type(name, (_Inert,), {"__module__": module}) for module, _, name in split]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with safe_globals([type(name, (_Inert,), {"__module__": module}) for module, _, name in split]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch raises on a damaged or forbidden pickle, with advice to execute it
+        names = [name for name in pickled_names(path) if not name.startswith(("torch._", "collections."))]
+        if any(name.startswith("torch.nn.modules") for name in names) or foreign:
+            raise ModelError(f"{path}: is {whole_model(names)}") from None
+        raise ModelError(
+            f"{path}: not a weights file that torch can read, or cut off; copy or download it again"
+        ) from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, or whatever a type of numbers that torch lacks raises
         raise ModelError(f"{path}: not a safetensors file ({_first_line(error)})") from None
 
 
@@ -146,7 +253,13 @@ def fit(model: nn.Module, weights: Weights) -> str:
             missing=missing,
             unexpected=unexpected,
             wrong=[f"{k} {_shape(found[k])} for {_shape(expected[k])}" for k in wrong],
+            hint=f"it is mmsegmentation's: `das3 convert {weights.source} --out MODEL` makes a model of it"
+            if is_mmseg(weights)
+            else None,
         )
+    integers = [k for k, v in expected.items() if v.is_floating_point() and not found.get(k, v).is_floating_point()]
+    if integers:
+        raise _odd(weights.source, integers[0], "quantised")
     # Files from before PyTorch 0.4.1 lack num_batches_tracked, which nothing reads at a fixed momentum.
     model.load_state_dict({k: found.get(k, v) for k, v in expected.items()})
     return prefix
@@ -175,8 +288,18 @@ def wrong_classes(source: str | Path, has: int, wanted: int) -> ModelError:
     )
 
 
+def is_mmseg(weights: Weights) -> bool:
+    """Whether a state dict has the names of mmsegmentation's networks."""
+    return {"backbone", "decode_head"} <= {key.removeprefix("module.").split(".")[0] for key in weights.tensors}
+
+
 def mismatch(
-    source: str | Path, *, missing: Sequence[str] = (), unexpected: Sequence[str] = (), wrong: Sequence[str] = ()
+    source: str | Path,
+    *,
+    missing: Sequence[str] = (),
+    unexpected: Sequence[str] = (),
+    wrong: Sequence[str] = (),
+    hint: str | None = None,
 ) -> ModelError:
     """The error for weights that don't fit a network: the first few keys of each kind, and what to do."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
@@ -187,7 +310,7 @@ def mismatch(
     ]
     return ModelError(
         f"{source}: the weights don't fit the network, keys: {'; '.join(parts)}; "
-        "check --model and --model-args against what the weights were trained with"
+        f"{hint or 'check --model and --model-args against what the weights were trained with'}"
     )
 
 

@@ -155,11 +155,12 @@ def _size(bytes_: int) -> str:
     return f"{bytes_ / 2**30:.1f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:.0f} MiB"
 
 
-def dry_run(recipe: Recipe) -> DryRun:
+def dry_run(recipe: Recipe, *, trust: bool = False) -> DryRun:
     """Open and check what the recipe names, and see what its run would take.
 
     Args:
         recipe: with `model` and `images`; `out` is not looked at.
+        trust: as of `das3.adapt`.
 
     Raises:
         RecipeError, ModelError, DataError: as the run itself would, and if a stage does not fit into the device.
@@ -167,7 +168,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     """
     source = open_images(recipe.images)
     source.verify()
-    segmenter = open_model(recipe)
+    segmenter = open_model(recipe, trust=trust)
     labelled = open_evaluation(recipe, segmenter)
     if recipe.batch_size % recipe.devices:
         raise RecipeError(f"batch_size {recipe.batch_size} can't be divided among {recipe.devices} processes")

@@ -52,8 +52,13 @@ class Result:
     folder: Path
 
 
-def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None) -> Segmenter:
+def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None, *, trust: bool = False) -> Segmenter:
     """The segmenter that the recipe's model options describe; `model` stands in for the recipe's.
+
+    Args:
+        recipe: whose `model` the user named, see `das3.models.trust`.
+        model: in place of it.
+        trust: as of `load_segmenter`.
 
     Raises:
         RecipeError: if no model is named.
@@ -75,6 +80,7 @@ def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None
         size=recipe.size,
         output_key=recipe.output_key,
         model_args=recipe.model_args or None,
+        trust=trust,
     )
     if segmenter.num_classes > 255:
         raise ModelError(f"the model has {segmenter.num_classes} classes; das3 takes 255 at most")

@@ -122,8 +122,10 @@ def train_supervised(
     return launch_run(segmenter, labelled.images, [phase], recipe, evaluation=evaluation, resume=resume, quiet=quiet)
 
 
-def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False) -> Result:
+def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False, trust: bool = False) -> Result:
     """Train a source model on a folder of images and a folder of labels; what `das3 train-source` does.
+
+    `resume`, `quiet` and `trust` are those of `das3.adapt`.
 
     Raises:
         RecipeError, DataError, ModelError: before training, if something does not fit.
@@ -136,6 +138,6 @@ def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = Fa
     )
     recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
     torch.manual_seed(recipe.seed)
-    segmenter = open_model(recipe, recipe.model or "das3:small")
+    segmenter = open_model(recipe, recipe.model or "das3:small", trust=trust)
     evaluation = open_evaluation(recipe, segmenter)
     return train_supervised(segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from das3.errors import ModelError
+from das3.segmenter.mask_classification import mask_heads, mask_queries, semantic_logits
+from das3.segmenter.windows import in_windows
 
 __all__ = ["Origin", "Preprocess", "Segmenter", "evaluating", "find_classifier", "find_sides", "main_logits"]
 
@@ -84,15 +86,17 @@ def main_logits(output: Any, key: str | int | None = None) -> Tensor:
     """Take the main B×C×h×w logits out of whatever a network returns.
 
     Args:
-        output: a tensor, a mapping (`out`, `logits`), an object with such an attribute, or a tuple with auxiliary
-            heads.
+        output: a tensor, a mapping (`out`, `logits`), an object with such an attribute, a tuple with auxiliary
+            heads, or queries' classes and masks (see `das3.segmenter.mask_classification`).
         key: which entry is the main one, where the network's convention is not the usual one.
 
     Raises:
         ModelError: if no 4-dimensional floating tensor is found there.
     """
     found = output
-    if isinstance(output, Mapping):
+    if key is None and (queries := mask_queries(output)) is not None:
+        found = semantic_logits(*queries)
+    elif isinstance(output, Mapping):
         names = [key] if key is not None else [n for n in ("out", "logits") if n in output] or list(output)
         found = output.get(names[0]) if names else None
     elif isinstance(output, Sequence):
@@ -210,6 +214,9 @@ def _candidates(model: nn.Module, channels: int) -> str:
     return ", ".join(names) or f"(no layer has {channels} outputs; is the number of classes right?)"
 
 
+_LARGEST_DIVISOR = 64  # a network whose sides must be multiples of more takes one size
+
+
 def find_sides(model: nn.Module, example: Tensor, output_key: str | int | None = None) -> tuple[int, bool]:
     """Find which input sizes a network takes, by trying.
 
@@ -230,8 +237,10 @@ def find_sides(model: nn.Module, example: Tensor, output_key: str | int | None =
     """
     height, width = example.shape[-2:]
     for square in (False, True):
-        for divisor in (1, 8, 16, 32, 64):
+        for divisor in (1, 8, 16, 32, _LARGEST_DIVISOR):
             side = max(divisor, (height // divisor - 1) * divisor) | divisor
+            if square and side == height:  # a size that is known to work says nothing
+                side += 2 * divisor if side <= 2 * divisor else -2 * divisor
             other = side if square else side + 2 * divisor
             with contextlib.suppress(RuntimeError, ValueError, AssertionError), evaluating(model), torch.no_grad():
                 main_logits(model(F.interpolate(example, size=(side, other))), output_key)
@@ -303,7 +312,8 @@ class Segmenter(nn.Module):
         example, channels = self._try_out(example_size)
         if isinstance(classifier, str):
             classifier = [classifier]
-        self.classifier = tuple(classifier) if classifier else find_classifier(model, example, output_key)
+        known = classifier or mask_heads(model)
+        self.classifier = tuple(known) if known else find_classifier(model, example, output_key)
         modules = dict(model.named_modules())
         for name in self.classifier:
             if name not in modules or next(modules[name].parameters(), None) is None:
@@ -322,13 +332,17 @@ class Segmenter(nn.Module):
     def _try_out(self, size: tuple[int, int]) -> tuple[Tensor, int]:
         """An input that the network takes, of `size` or a larger one or that of its images, and its channels."""
         own = self.preprocess.size if isinstance(self.preprocess.size, tuple) else size
+        side = getattr(getattr(self.model, "config", None), "image_size", None)  # of a vision transformer
         parameter = next(self.model.parameters(), torch.zeros(()))
         reasons = []
-        for height, width in dict.fromkeys((size, (256, 256), own)):
+        sizes = (size, (256, 256), own, *([(side, side)] if isinstance(side, int) else []))
+        for height, width in dict.fromkeys(sizes):
             example = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(parameter)
             try:
                 with evaluating(self.model), torch.no_grad():
-                    return example, int(main_logits(self.model(example), self.output_key).shape[1])
+                    output = self.model(example)
+                self.composed = self.output_key is None and mask_queries(output) is not None
+                return example, int(main_logits(output, self.output_key).shape[1])
             except ModelError:
                 raise
             except Exception as error:  # whatever the user's network raises
@@ -348,14 +362,24 @@ class Segmenter(nn.Module):
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.sigmoid else logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W."""
-        return self.upsample(self.native_logits(self.pad(images)), images)
+        """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W.
+
+        A network that takes one size only sees larger images in windows of it. Logits that are composed of masks are
+        upsampled as the probabilities they stand for, as the networks' own inference does: between two classes of
+        probability 1 beside each other, their logarithms would leave the place to a third.
+        """
+        if self.square and self.divisor > _LARGEST_DIVISOR and max(images.shape[-2:]) > self.divisor:
+            return in_windows(self.forward, images, self.divisor)
+        logits = self.native_logits(self.pad(images))
+        if self.composed:
+            return self.upsample(logits.softmax(dim=1), images).log()
+        return self.upsample(logits, images)
 
     def takes(self, height: int, width: int) -> bool:
         """Whether the network can be run on images of this size, which some that take one size only can't."""
         example = next(self.model.parameters()).new_zeros((1, 3, height, width))
         with contextlib.suppress(RuntimeError, ValueError, AssertionError), evaluating(self.model), torch.no_grad():
-            self.native_logits(self.pad(example))
+            self(example)
             return True
         return False
 

@@ -1,0 +1,186 @@
+"""Hub ids, against a server on this machine that answers as the hub's API does; the disk comes before the hub."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from networks import hf_segformer, of_das3
+
+import worlds
+from das3.models import is_hub_id, save_segmenter
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Repositories are folders under `server.root`; every request is noted."""
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def answer(self, body):
+        self.server.asked.append(self.path)
+        path = self.path.split("?")[0]
+        for name in self.server.repositories:
+            folder = self.server.root / name
+            files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+            if path.startswith(f"/api/models/{name}"):
+                siblings = [{"rfilename": f, "size": (folder / f).stat().st_size} for f in files]
+                tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0"} for f in files]
+                info = {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
+                return self.send(json.dumps(tree if "/tree/" in path else info).encode(), body, {})
+            if path.startswith(f"/{name}/resolve/"):
+                file = folder / path.split("/", 5)[-1]
+                if file.is_file():
+                    data = file.read_bytes()
+                    tag = hashlib.sha1(data).hexdigest()
+                    return self.send(data, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        return self.end_headers()
+
+    def send(self, data, body, headers):
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    hf_segformer().save_pretrained(root / "someone/segformer")
+    (root / "someone/segformer/evil.py").write_text("raise SystemExit('code of the hub ran')")
+    evil = save_segmenter(of_das3("small", width=8)(), root / "someone/evil")
+    card = json.loads((evil / "das3.json").read_text())
+    (evil / "das3.json").write_text(
+        json.dumps({**card, "model": "os:system", "model_args": {"command": "touch owned"}})
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.root, server.asked, server.repositories = root, [], ("someone/segformer", "someone/evil")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+# The real command, once per case, in a process of its own: the hub's client reads its address when it is imported.
+COMMANDS = """
+import contextlib, io, json, sys, urllib.error, urllib.request
+from das3.cli import main
+
+results = []
+for number, model in enumerate(json.loads(sys.argv[1])):
+    with contextlib.suppress(urllib.error.URLError):
+        urllib.request.urlopen(f"{sys.argv[2]}/case/{number}")
+    given = ["--model", model, "--images", "world/images", "--out", f"out{number}", "--device", "cpu", "--quiet"]
+    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
+        status = main(["predict", *given])
+    results.append((status, error.getvalue()))
+print(json.dumps(results))
+"""
+
+
+def predict(folder, hub, models, endpoint=None):
+    """Per model: exit status, what stands on stderr, and what the hub was asked for."""
+    hub.asked.clear()
+    here = f"http://127.0.0.1:{hub.server_port}"
+    env = {**os.environ, "HF_ENDPOINT": endpoint or here, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HOME": str(folder / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+        env.pop(name, None)
+    command = [sys.executable, "-c", COMMANDS, json.dumps(models), here]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    asked = [[] for _ in models]
+    for path in hub.asked:
+        if path.startswith("/case/"):
+            number = int(path.removeprefix("/case/"))
+        else:
+            asked[number].append(path)
+    return {m: (*r, a) for m, r, a in zip(models, json.loads(done.stdout), asked, strict=True)}
+
+
+FETCHED = "someone/segformer"
+ON_DISK = {
+    "we/ok.pt": "--weights",
+    "we/model": "no such folder",
+    "runs/model.pt": "no such folder",
+    "./runs": "no such",
+}
+
+
+@pytest.fixture(scope="module")
+def cases(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("here")
+    worlds.write_world(folder / "world", "target", count=1)
+    (folder / "we").mkdir()
+    torch.save({"a": torch.zeros(1)}, folder / "we/ok.pt")
+    models = [FETCHED, "someone/nothing", "someone/evil", *ON_DISK]
+    return folder, predict(folder, hub, models)
+
+
+def one_line(case, *words):
+    status, error, _ = case
+    assert status == 2, error
+    assert error.count("\n") == 1, error
+    for word in words:
+        assert word in error, error
+
+
+def test_a_hub_id_is_fetched_and_used(cases):
+    folder, online = cases
+    status, error, asked = online[FETCHED]
+    assert status == 0, error
+    assert (folder / "out0/labels/0.png").exists()
+    assert any(path.endswith("model.safetensors") for path in asked)
+    assert not any(path.endswith(".py") for path in asked)  # code is not even fetched
+
+
+@pytest.mark.slow
+def test_what_was_fetched_is_kept(cases, hub):
+    folder, _ = cases
+    status, error, asked = predict(folder, hub, [FETCHED], endpoint="http://127.0.0.1:9")[FETCHED]  # nobody is there
+    assert status == 0, error
+    assert asked == []
+
+
+def test_errors_of_the_hub_are_one_line(cases):
+    folder, online = cases
+    one_line(online["someone/nothing"], "someone/nothing", "no such folder here, and not on the Hugging Face hub")
+    assert online["someone/nothing"][2]
+    one_line(online["someone/evil"], "someone/evil", "os:system", "--trust")
+    assert not (folder / "owned").exists()
+
+
+def test_what_is_or_was_to_be_on_the_disk_never_reaches_the_hub(cases):
+    for model, word in ON_DISK.items():
+        one_line(cases[1][model], model, word)
+        assert cases[1][model][2] == [], model
+
+
+def test_hub_ids_and_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("nvidia/segformer-b0-finetuned-ade-512-512", "facebook/mask2former-v1.5", "a_b/C.d-e"):
+        assert is_hub_id(name), name
+    paths = ["runs/night", "./a/b", "../a", "/a/b", "a/b/c", "model", "a/b.pt", "a/b.safetensors", "a/b.onnx", "~/m"]
+    for path in [*paths, "a/", "a\\b", "a/.hidden", "-a/b", "das3:small"]:
+        assert not is_hub_id(path), path
