@@ -17,6 +17,7 @@ LAYERS = """
     benchmark
     api testing
     training
+    report
     models evaluation
     recipe
     recipes

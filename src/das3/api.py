@@ -76,6 +76,7 @@ def adapt(
         quiet=quiet,
         state_dict=state_dict,
         measure_every=measure_every,
+        report=settings.report,
     )
 
 

@@ -131,11 +131,13 @@ class Recipe(RunOptions):
     Attributes:
         ema_decay: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
         stages: what is run, in this order.
+        report: write report.html at the end, which compares the incoming and the adapted model.
         options: the stages' options by stage name, as far as they differ from their defaults.
     """
 
     ema_decay: float = 0.97
     stages: tuple[str, ...] = ("align", "selftrain", "propagate")
+    report: bool = True
     options: dict[str, StageOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -175,6 +175,7 @@ def run_adaptation(cell: Cell, quiet: bool) -> dict[str, Any]:
         resume=True,
         quiet=quiet,
         measure_every=cell.measure_every,
+        report=False,  # nobody looks at the pages of a whole grid
     )
     return result.metrics
 

@@ -19,6 +19,7 @@ from das3.data.visualize import colorize, grid
 from das3.evaluation.predict import predict_labels
 from das3.files import write_atomically
 from das3.models import load_segmenter
+from das3.report import write_report
 
 __all__ = ["print_table", "run_demo"]
 
@@ -27,8 +28,8 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]
     """Train a source model on rendered streets, forget them, adapt to the other domain, and compare with an oracle.
 
     Args:
-        out: folder; gets source/, das3/ (the adaptation's run folder) and oracle/, domains.png, before_after.png and
-            summary.json. An interrupted demo goes on where it stopped.
+        out: folder; gets source/, das3/ (the adaptation's run folder, with report.html) and oracle/, domains.png,
+            before_after.png and summary.json. An interrupted demo goes on where it stopped.
         seed: of the source model and the adaptation.
         quiet: show no progress.
 
@@ -41,6 +42,9 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]
     summary = {"stages": stages, "gap_closed": rows[-2]["gap_closed"], "seed": seed, "das3": __version__}
     write_atomically(out / "summary.json", json.dumps(summary, indent=1).encode())
     _draw(out, suite.source(), suite.test())  # type: ignore[arg-type, misc]
+    before, after = (load_segmenter(out / kind) for kind in ("source", "das3"))
+    target: Streets = suite.target()  # type: ignore[assignment]
+    write_report(out / "das3", incoming=before, adapted=after, images=target.images)
     return summary
 
 

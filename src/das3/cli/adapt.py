@@ -37,3 +37,5 @@ def run(given: Namespace) -> None:
     if is_first_process():
         print(f"adapted model: {result.folder / 'model'}")
         print(f"summary:       {result.folder / 'summary.json'}")
+        if (result.folder / "report.html").is_file():
+            print(f"report:        {result.folder / 'report.html'}")

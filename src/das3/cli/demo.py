@@ -30,5 +30,5 @@ def run(given: Namespace) -> None:
     """Run, print the table, and say where the pictures are."""
     out = Path(given.out)
     print_table(run_demo(out, seed=given.seed, quiet=given.quiet))
-    for name in ("before_after.png", "domains.png", "summary.json", "das3/model"):
+    for name in ("before_after.png", "domains.png", "summary.json", "das3/report.html", "das3/model"):
         print(out / name)

@@ -22,7 +22,8 @@ from das3.recipe import plain_message
 __all__ = ["main"]
 
 _COMMANDS = (
-    *("demo", "train-source", "adapt", "evaluate", "predict", "convert", "data", "recipes", "benchmark", "tables"),
+    *("demo", "train-source", "adapt", "report", "compare", "evaluate", "predict", "convert", "data", "recipes"),
+    *("benchmark", "tables"),
 )
 
 

@@ -217,7 +217,7 @@ class DatasetImages(Images):
         return _array_to_rgb(item, i)
 
     def verify(self) -> None:
-        """InputTransform at the first item alone: the others cost a decoding each."""
+        """Look at the first item alone: the others cost a decoding each."""
         self.size(0)
 
 

@@ -20,6 +20,7 @@ from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import percent
 from das3.models import load_segmenter, save_segmenter
 from das3.recipe import ModelOptions, RunOptions
+from das3.report import Report, RunReporter, write_report
 from das3.segmenter import Segmenter
 from das3.training.loop import make_fabric
 from das3.training.phases import Phase, run_phases
@@ -50,6 +51,15 @@ class Result:
     metrics: dict[str, Any]
     pseudo_labels: LabelStore | None
     folder: Path
+
+    def report(self) -> Report:
+        """The run's report, which a notebook shows inline; made now if the run made none.
+
+        Raises:
+            RecipeError: if the run kept no predictions to make it from (`report: false`).
+        """
+        path = self.folder / "report.html"
+        return Report(path) if path.is_file() else write_report(self.folder)
 
 
 def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None, *, trust: bool = False) -> Segmenter:
@@ -141,6 +151,7 @@ def launch_run(
     quiet: bool = False,
     state_dict: bool = False,
     measure_every: int = 0,
+    report: bool = False,
 ) -> Result:
     """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
 
@@ -157,6 +168,7 @@ def launch_run(
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
         measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
+        report: write report.html at the end.
 
     Raises:
         RecipeError: if the device is not there, or the folder holds another run.
@@ -169,23 +181,29 @@ def launch_run(
         with Display(quiet=quiet or not is_first_process()) as display:
             display.say(segmenter.describe())
             display.say(f"{len(images)} images, on {_where(fabric)}, into {run.folder}")
+            images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+            reporter = RunReporter(run.folder, on=report and is_first_process(), say=display.say, track=display.track)
+            reporter.before(segmenter.to(fabric.device), images)
             outcome = run_phases(
                 run,
                 fabric,
                 segmenter,
-                images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30)),
+                images,
                 phases,
                 measure=measure_on(evaluation),
                 display=display,
                 measure_every=measure_every,
             )
-        segmenter.to("cpu").eval()
+            reporter.after(segmenter, images)
+            segmenter.to("cpu").eval()
 
-        def write() -> dict[str, Any]:
-            save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
-            return run.write_summary(outcome.rows)
+            def write() -> dict[str, Any]:
+                save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
+                return run.write_summary(outcome.rows)
 
-        return Result(segmenter.model, segmenter, on_first_process(write), outcome.pseudo_labels, run.folder)
+            summary = on_first_process(write)
+            reporter.write()
+        return Result(segmenter.model, segmenter, summary, outcome.pseudo_labels, run.folder)
 
 
 def _where(fabric: Fabric) -> str:

@@ -5,7 +5,7 @@ RUN/metrics.jsonl    losses every few steps          RUN/tensorboard/  the same
 RUN/checkpoints/     last.pt, and the weights after each stage
 RUN/work/            pseudo labels
 RUN/model/           the model, in the format it came in
-RUN/summary.json     what came out
+RUN/summary.json     what came out                   RUN/report.html   the same to look at
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from das3.training.loop import Record
 __all__ = ["NON_RESULT_OPTIONS", "Log", "Run", "begin_after", "weights_after"]
 
 NON_RESULT_OPTIONS = frozenset(
-    {"format", "out", "device", "devices", "workers", "log_every", "checkpoint_every", "cache_gib"}
+    {"format", "out", "device", "devices", "workers", "log_every", "checkpoint_every", "cache_gib", "report"}
 )
 """Options that don't change what comes out: where a run lies and how it is watched."""
 
