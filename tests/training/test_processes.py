@@ -215,6 +215,7 @@ def test_ctrl_c_ends_all_processes_with_one_line(world, tmp_path):
     assert not any(map(is_running, others))
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_told_once(world, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
