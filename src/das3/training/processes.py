@@ -178,18 +178,20 @@ class _Others:
         return f"process {rank} of {self.count} ended with status {status} ({last[:300]}); go on with --resume"
 
     def explain(self, error: Exception) -> None:
-        """Raise what another process failed of, where that is why this one can't go on.
+        """Raise what another process failed of, where a lost connection to it is why this one can't go on.
 
         Raises:
             TrainingError: instead of the error that came of it.
         """
-        if not isinstance(error, RuntimeError):  # as which a connection that is lost comes out
+        if not (isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))):
             return
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             if (rank := self._failed()) is not None:
                 raise TrainingError(self._reason(rank)) from error
             time.sleep(POLL_SECONDS / 4)
+        text = f"a process of this run is gone, of {self.count}, and did not say why; go on with --resume"
+        raise TrainingError(text) from error
 
     def _watch(self) -> None:
         """End process 0 if it waits for a process that is gone, which with NCCL it would do for ever."""
