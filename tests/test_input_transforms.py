@@ -1,6 +1,5 @@
 """Input transforms: what they make of images."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given

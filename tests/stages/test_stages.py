@@ -180,7 +180,7 @@ def test_an_option_that_is_declared_anew_keeps_its_old_name(kind, field):
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (1.0, 0.5), (1.0, math.inf), (math.nan, 1.0), (1.0,), (1.0, 1.0, 1.0)])
 def test_scale_is_two_zooms_the_smaller_first(scale):
-    with pytest.raises(RecipeError, match="^scale="):
+    with pytest.raises(RecipeError, match=r"^scale="):
         StageOptions(scale=scale)
 
 
