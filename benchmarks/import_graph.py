@@ -21,12 +21,11 @@ def imports(path: Path, package: str = "das3") -> Iterator[tuple[str, int]]:
     checks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
     for_types = {id(inner) for check in checks for statement in check.body for inner in ast.walk(statement)}
     for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and id(node) not in for_types:
-            # A package's modules may be named behind `import`, as in `from das3.models import small`.
-            names = sorted({f"{node.module}.{alias.name}" for alias in node.names})
+        if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) in for_types:
+            continue
+        # A package's modules may be named behind `import`, as in `from das3.models import small`.
+        before = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        names = [before + alias.name for alias in node.names]
         yield from ((name.partition(".")[2], node.lineno) for name in names if name.startswith(f"{package}."))
 
 

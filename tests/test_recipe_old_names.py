@@ -142,7 +142,7 @@ def test_old_names_of_the_loop_are_refused_too(tmp_path, capsys):
         run_benchmark(str(suite), tmp_path / "out", methods=["bn"], seeds=[0])
 
 
-def test_a_file_of_today_s_format_has_today_s_names(tmp_path, capsys):
+def test_old_names_are_refused_in_a_file_of_the_current_format(tmp_path, capsys):
     for part in ({"average": 0.5}, {"selftrain": {"share": 0.25}}):
         file = write(tmp_path / "new.yaml", format=2, **part)
         assert_refused(capsys, ["adapt", "--recipe", file], "new.yaml", "is called")
@@ -306,7 +306,7 @@ def test_an_old_run_folder_is_resumed_bit_equal(model_and_images, tmp_path, monk
     assert yaml.safe_load((tmp_path / "old/recipe.yaml").read_text())["format"] == 2
 
 
-def test_an_old_run_folder_that_can_t_go_on_is_refused(model_and_images, tmp_path):
+def test_an_old_run_folder_that_cannot_be_resumed_is_refused(model_and_images, tmp_path):
     options = {**LOOP, "stages": ["align"], "align": {"steps": 1}, "quiet": True}
     adapt(*model_and_images, out=tmp_path / "run", **options)
     file = tmp_path / "run/recipe.yaml"

@@ -1,4 +1,4 @@
-"""ADVENT: its equations against NumPy, who learns from what, and its place in the benchmark and nowhere else."""
+"""ADVENT: its equations against NumPy, which network each term trains, and its place in the benchmark alone."""
 
 import ast
 import copy
@@ -59,10 +59,10 @@ def test_self_information(logits, valid):
 
 
 def test_the_discriminator_sees_patches_of_maps_of_any_size():
-    judge = Discriminator(3, width=4)
-    assert [layer.out_channels for layer in judge.layers if isinstance(layer, nn.Conv2d)] == [4, 8, 16, 32, 1]
-    assert judge(torch.rand(2, 3, 64, 100)).shape == (2, 1, 2, 3)
-    assert judge(torch.rand(2, 3, 5, 40)).shape == (2, 1, 1, 1)
+    discriminator = Discriminator(3, width=4)
+    assert [layer.out_channels for layer in discriminator.layers if isinstance(layer, nn.Conv2d)] == [4, 8, 16, 32, 1]
+    assert discriminator(torch.rand(2, 3, 64, 100)).shape == (2, 1, 2, 3)
+    assert discriminator(torch.rand(2, 3, 5, 40)).shape == (2, 1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ class Pixelwise(nn.Module):
     def forward(self, maps):
         return self.layer(maps)
 
-    def said(self, p):
+    def target_probability(self, p):
         """C×N probabilities to N probabilities of being the target's."""
         information = -p * np.log(p) / np.log(len(p))
         w, b = self.layer.weight.detach().double().numpy().reshape(1, -1), self.layer.bias.item()
@@ -118,11 +118,11 @@ def test_losses_are_the_papers(world, tmp_path):
     stage.discriminator = Pixelwise()
     found = {name: value.item() for name, value in stage.loss(segmenter, batch).items()}
     source, target = (softmax(pixels(segmenter(batch[key]))) for key in ("source_image", "image"))
-    said = [stage.discriminator.said(p) for p in (source, target)]
+    on_source, on_target = [stage.discriminator.target_probability(p) for p in (source, target)]
     assert found == {
         "cross_entropy": close(cross_entropy(source, batch["source_labels"].flatten().tolist())),
-        "adversarial": close(0.001 * np.mean(-np.log(1 - said[1]))),  # the target's maps, labelled as the source's
-        "discriminator": close((np.mean(-np.log(1 - said[0])) + np.mean(-np.log(said[1]))) / 2),
+        "adversarial": close(0.001 * np.mean(-np.log(1 - on_target))),  # the target's maps, labelled as the source's
+        "discriminator": close((np.mean(-np.log(1 - on_source)) + np.mean(-np.log(on_target))) / 2),
     }
 
 
@@ -138,27 +138,27 @@ def test_each_network_learns_from_its_own_terms(world, tmp_path):
     assert learned == {"cross_entropy": (True, False), "adversarial": (True, False), "discriminator": (False, True)}
 
 
-def test_the_discriminator_learns_to_tell_and_the_segmenter_to_pass(world, tmp_path):
+def test_the_discriminator_learns_to_separate_domains_and_the_segmenter_to_fool_it(world, tmp_path):
     segmenter = network(pointwise=True)
     stage, batch = prepared(world, tmp_path, segmenter)
 
     @torch.no_grad()
-    def said(key):
+    def mean_logit(key):
         return stage.discriminator(self_information(segmenter(batch[key]))).mean().item()
 
-    apart = said("image") - said("source_image")
+    apart = mean_logit("image") - mean_logit("source_image")
     optimizer = torch.optim.Adam(stage.parameters(), 1e-3)
     for _ in range(5):
         optimizer.zero_grad()
         stage.loss(segmenter, batch)["discriminator"].backward()
         optimizer.step()
-    assert said("image") - said("source_image") > apart + 0.01
-    before = said("image")
+    assert mean_logit("image") - mean_logit("source_image") > apart + 0.01
+    before = mean_logit("image")
     stage.loss(segmenter, batch)["adversarial"].backward()
     with torch.no_grad():
         for parameter in segmenter.parameters():
             parameter -= 1e-3 * parameter.grad.sign()
-    assert said("image") < before
+    assert mean_logit("image") < before
 
 
 def test_running_statistics_are_the_targets(world, tmp_path):
@@ -226,7 +226,7 @@ def test_a_run_that_was_killed_ends_bit_equal(world, tmp_path, monkeypatch):
     assert any(not torch.equal(whole[key], value) for key, value in network().model.state_dict().items())
 
 
-def test_its_recipe_is_that_of_every_method():
+def test_its_recipe_has_the_loop_options_of_every_method():
     recipe = advent_recipe({"batch_size": 3, "align": {"gamma": 1.0}}, 11)
     assert (recipe.steps, recipe.batch_size, recipe.ema_decay) == (11, 3, Recipe().ema_decay)
     assert (recipe.lr, recipe.adversarial_weight) == (1e-4, 1e-3)
@@ -271,7 +271,7 @@ def test_without_source_data_it_is_refused(grid, tmp_path, monkeypatch):
     assert len(asked) == 2
 
 
-def test_adaptation_does_not_know_it():
+def test_no_adaptation_code_imports_it():
     assert "advent" not in stage_types()
     with pytest.raises(RecipeError, match="no stage is called 'advent'"):
         Recipe(stages=("advent",))

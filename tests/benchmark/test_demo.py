@@ -32,7 +32,7 @@ def small() -> Suite:
     )
 
 
-def test_summary_table_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_summary_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(demo, "streets", small)
     out = tmp_path / "demo"
     given = ["demo", "--out", str(out), "--quiet"]

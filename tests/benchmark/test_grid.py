@@ -56,7 +56,7 @@ def test_a_row_for_every_stage(grid):
     assert [*result.class_names] == ["sky", "road", "box"]
 
 
-def test_curves_end_with_the_stage_s_miou_and_change_nothing(copied):
+def test_curves_end_with_the_miou_of_the_stage_and_change_nothing(copied):
     suite, out, rows = copied
     for row in rows[3:]:
         assert [step for step, _ in row["curve"]] == ([1] if row["stage"] == "align" else [2, 4, 5])

@@ -30,7 +30,7 @@ def test_methods_by_name(tmp_path):
         method_recipe(find_methods(["align.gama=0"])["align.gama=0"], {})
 
 
-def test_every_method_takes_das3_s_steps():
+def test_every_method_takes_as_many_steps_as_das3():
     """All its stages and rounds together, up to rounding, unless it says otherwise or is das3 with a stage less."""
     usual = total_steps(Recipe())
     for name in ("cbst", "tent", "mean-teacher", "atp", "das3"):

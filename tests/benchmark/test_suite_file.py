@@ -25,7 +25,7 @@ README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
 
 
-def test_suite_files_that_can_t_be_used(tmp_path):
+def test_unusable_suite_files_are_refused(tmp_path):
     suite = write_suite(tmp_path / "a", stepz=3)
     with pytest.raises(RecipeError, match="stepz"):
         load_suite(suite)
@@ -47,7 +47,7 @@ def test_suite_files_that_can_t_be_used(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page_s_suite_file_is_valid(tmp_path):
+def test_the_suite_file_in_the_readme_is_valid(tmp_path):
     (tmp_path / "shift.yaml").write_text(re.search(r"```yaml\n(.*?)```", README.read_text(), re.S)[1])
     suite = find_suite(str(tmp_path / "shift.yaml"))
     assert (suite.name, suite.size, suite.network) == ("shift", 240, "das3:small")

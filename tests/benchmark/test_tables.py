@@ -63,7 +63,7 @@ def test_markdown_for_reading() -> None:
     assert widths == {9}
 
 
-def test_the_best_of_each_suite_is_bold_and_bounds_are_not_methods() -> None:
+def test_the_best_of_each_suite_is_bold_and_bounds_are_not_compared() -> None:
     rows = [*ROWS, row("bn", 0, 10.0, suite="other"), row("das3", 0, 5.0, suite="other")]
     bold = [line[:2] for line in cells(results_table(rows).markdown()) if "**" in line[4]]
     assert bold == [["camvid_dusk", "das3"], ["other", "bn"]]
@@ -158,14 +158,14 @@ def test_failed_runs_are_counted_and_have_no_numbers() -> None:
     assert line[3:] == ["3/4", "32.0 ± 2.6", "37 ± 9", "20 ± 10", "501 ± 1"]
 
 
-def test_the_gpu_s_memory_has_a_column_where_it_was_used() -> None:
+def test_gpu_memory_has_a_column_where_a_gpu_was_used() -> None:
     rows = [row("bn", seed, 30.0, peak_gpu_mib=100 * seed) for seed in (1, 2)]
     assert cells(results_table(rows).markdown())[0][-1] == "peak GPU MiB"
     assert cells(results_table(rows).markdown())[2][-1] == "150 ± 71"
     assert "GPU" not in results_table(ROWS).markdown()
 
 
-def test_ablations_are_compared_with_das3_seed_by_seed() -> None:
+def test_ablations_are_compared_with_das3_on_the_same_seed() -> None:
     scores = {"das3": ((30.0, 40.0), (34.0, 44.0)), "mix=0": ((30.0, 38.0), (34.0, 44.0)), "align": ((30.0,), (34.0,))}
     stages = ("align", "propagate")
     rows = [

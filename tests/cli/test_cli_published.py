@@ -82,7 +82,7 @@ def test_a_converted_checkpoint_computes_what_its_codebase_does(place):
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max()))
 
 
-def test_what_can_t_be_converted_is_one_line(place, tmp_path, capsys):
+def test_conversion_errors_are_one_line(place, tmp_path, capsys):
     out = ("--out", tmp_path / "model")
     capsys.readouterr()
     refused(capsys, run("convert", tmp_path / "no.pth", *out), "no.pth")
@@ -136,7 +136,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_published_recipe_holds_the_paper_s_settings(name):
+def test_a_published_recipe_holds_the_settings_of_the_paper(name):
     assert name in recipe_names()
     values = load_recipe(name)
     recipe = recipe_from(values)

@@ -1,4 +1,4 @@
-"""Images packed for many runs, and what marks a data set as the same."""
+"""The cache of decoded images, and the fingerprint of a data set."""
 
 import pickle
 
@@ -40,7 +40,7 @@ def test_sets_that_are_too_large_are_not_packed(tmp_path, monkeypatch):
     assert not pack(open_images(world / "images"), tmp_path / "packed")
 
 
-def test_a_fingerprint_is_the_data_s_and_not_the_folder_s(tmp_path):
+def test_a_fingerprint_depends_on_the_data_and_not_on_the_folder(tmp_path):
     one, two = (worlds.write_world(tmp_path / name, "target", count=3) for name in "ab")
     marks = [fingerprint(open_labelled(w / "images", w / "labels")) for w in (one, two)]
     assert marks[0] == marks[1] != fingerprint(open_images(one / "images"))

@@ -165,7 +165,7 @@ def test_colour_alone_does_not_tell_the_class():
     assert scores["target"] < 0.8 * scores["source"]
 
 
-def test_written_scenes_open_as_a_user_s_own_data(tmp_path):
+def test_written_scenes_open_as_user_data(tmp_path):
     world = Streets("target", 3, seed=4, size=(32, 48))
     world.write(tmp_path)
     read = open_labelled(tmp_path / "images", tmp_path / "labels")

@@ -58,7 +58,7 @@ def test_an_overlay_blends_and_shows_the_image_where_ignored() -> None:
     np.testing.assert_array_equal(overlay(image, LABELS, opacity=0), image)
 
 
-def test_a_strip_holds_its_pictures_under_their_titles() -> None:
+def test_a_strip_holds_its_images_under_their_titles() -> None:
     sheet = np.asarray(strip([plain(10), plain(99)], ["before", "after"]))
     assert sheet.shape == (_HEAD + 20, 120 + _GAP, 3)
     np.testing.assert_array_equal(sheet[_HEAD:, :60], plain(10))
@@ -77,7 +77,7 @@ def test_a_grid_has_titles_above_its_first_row_alone() -> None:
         grid([[plain(1), plain(2)]], ["a"])
 
 
-def test_pictures_of_other_sizes_are_fitted_and_enlarged_ones_stay_sharp() -> None:
+def test_images_of_other_sizes_are_fitted_and_enlarged_ones_stay_sharp() -> None:
     sheet = np.asarray(strip([plain(10), plain(99, 10, 10)], ["a", "b"]))
     second = sheet[_HEAD:, 60 + _GAP :]
     assert set(np.unique(second)) == {99, 255}

@@ -279,7 +279,7 @@ class Coarse(nn.Module):
             {"x1.33": (0.4, 0.1), "x1.67": (0.05, 0.05)},
             "x1.33",
             2,
-        ),  # more confident, but the normalised information falls too far
+        ),  # the normalised information falls too far
         ({"x1.33": (0.5, 0.19)}, "none", 1),  # hardly more confident
         ({"x1.33": (0.1, 0.1)}, "none", 1),  # more confident of fewer classes
     ],
