@@ -37,9 +37,9 @@ class SourceRecipe(RunOptions, StageOptions):
     """Options of a supervised training.
 
     Attributes:
-        labels: labels of the images, a parallel folder; none for a published data set.
-        steps: optimiser steps.
-        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
+        labels: labels of the images, a folder with the same file names; not needed for a published data set.
+        steps: number of optimiser steps.
+        color: strength of random changes of brightness, contrast, saturation and hue; 0 for none.
     """
 
     labels: str | None = None
