@@ -93,7 +93,7 @@ def test_every_recipe_has_a_title_of_one_whole_sentence(capsys):
 def test_bash_completes_options_and_paths(tmp_path):
     (tmp_path / "script").write_text(completion_script("bash"))
     (tmp_path / "data").mkdir()
-    code = """source script
+    code = """source ./script
         try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_das3; echo "${COMPREPLY[@]}"; }
         try das3 adapt --images da
         try das3 adapt --eval-im

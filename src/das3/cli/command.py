@@ -57,7 +57,7 @@ def completion_script(shell: str) -> str:
         parser, _ = command_parser(name)
         for action in parser._actions:
             if action.choices is None and action.dest.replace("_", "-") in PATHS:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE
         commands.add_subcommand(name, parser, help=summary)
     script: str = shtab.complete(whole, shell=shell)
     # Where nothing else fits, bash completes file names itself.

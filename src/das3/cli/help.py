@@ -25,7 +25,7 @@ PATHS = (
 """Options and positional arguments that may be a file or a folder."""
 
 
-class Parser(ArgumentParser):
+class Parser(ArgumentParser):  # type: ignore[misc]
     """A parser that groups its options in --help, and leaves most of them to --help-all where there are many.
 
     Attributes:
