@@ -24,16 +24,16 @@ __all__ = ["print_table", "run_demo"]
 
 
 def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
-    """Train a source model on rendered streets, forget them, adapt to the other domain, and compare with an oracle.
+    """Train a source model on rendered streets, adapt it to the other domain without them, and compare with an oracle.
 
     Args:
         out: folder; gets source/, das3/ (the adaptation's run folder) and oracle/, domains.png, before_after.png and
-            summary.json. An interrupted demo goes on where it stopped.
+            summary.json. An interrupted demo continues where it stopped.
         seed: of the source model and the adaptation.
         quiet: show no progress.
 
     Returns:
-        What summary.json says: rows source, align, selftrain, propagate and oracle, and the gap closed.
+        Contents of summary.json: rows source, align, selftrain, propagate and oracle, and the gap closed.
     """
     suite = streets()
     rows = run_seed(suite, seed, out, quiet=quiet)

@@ -1,4 +1,4 @@
-"""Stage 1, implicit feature alignment: the classifier is frozen and target features come to where it expects them."""
+"""Stage 1, implicit feature alignment: target features are moved to where the frozen classifier expects them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Align(Stage[AlignOptions]):
     def prepare(self, context: StageContext) -> Samples:
         """Choose the input transform, and compute the prior if it is the model's."""
         options = self.options
-        # Statistics that are held are those of the images as they are, so no other images may be shown.
+        # Fixed statistics are those of unchanged images, so images must not be transformed.
         context = choose_input_transform(
             context, color=options.color_transforms and options.bn_mode == "batch", upscale=False
         )

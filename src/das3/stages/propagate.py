@@ -1,4 +1,4 @@
-"""Stage 3, information propagation: a frozen copy teaches, easy images as they are and hard ones mixed in pairs."""
+"""Stage 3, information propagation: a frozen teacher labels easy images, and hard ones mixed in pairs."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Propagate(Stage[PropagateOptions]):
     Options = PropagateOptions
 
     def prepare(self, context: StageContext) -> Samples:
-        """Label and rank every image by the model that enters, the teacher."""
+        """Label and rank every image by the incoming model, the teacher."""
         options = self.options
         self.incoming_weights = copy_weights(context.segmenter)
         chosen = choose_input_transform(context, color=options.color_transforms, upscale=options.upscale)

@@ -1,4 +1,4 @@
-"""Stage 2, bidirectional self-training: f and g learn what the pixels are and what they surely are not."""
+"""Stage 2, bidirectional self-training: f and g learn from positive and negative pseudo labels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SelfTrainOptions(StageOptions):
 
 
 class SelfTrain(Stage[SelfTrainOptions]):
-    """L_2 = L_pos + λ_neg L_neg on labels made offline by the model that enters. Source: DAS3, stage 2."""
+    """L_2 = L_pos + λ_neg L_neg on labels made offline by the incoming model. Source: DAS3, stage 2."""
 
     name = "selftrain"
     Options = SelfTrainOptions
@@ -107,12 +107,12 @@ class SelfTrain(Stage[SelfTrainOptions]):
         else:
             positives = positive_labels(adjusted, top_fraction=options.top_fraction)
         negatives = negative_labels(probs, threshold=options.negative_threshold)
-        # A rare class may have won where it is below the threshold; a pixel's own label is never ruled out.
+        # A rare class may have won where it is below the threshold; a pixel's positive label is never a negative one.
         negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives
         return {"labels": positives, "negatives": pack_negatives(negatives)}
 
     def finish(self, context: StageContext) -> None:
-        """Weights between those that came in and those that were trained."""
+        """Interpolate between the incoming and the trained weights."""
         interpolate_weights(context.segmenter, self.incoming_weights, self.options.source_weight)
 
     def negatives(self, logits: Tensor, batch: Sample) -> Tensor:

@@ -30,14 +30,14 @@ __all__ = ["Result", "check_classes", "launch_run", "open_evaluation", "open_mod
 
 @dataclass(frozen=True)
 class Result:
-    """What an adaptation hands back.
+    """Result of an adaptation.
 
     Attributes:
-        model: the adapted network, of the type that came in, on the CPU and in evaluation mode.
-        segmenter: the same, with its preprocessing and class names: RGB images in [0, 1] to logits.
-        metrics: what summary.json says: a row per stage with its seconds, and mIoU in percent if labels were given.
+        model: the adapted network, of the same type as the one given, on the CPU and in evaluation mode.
+        segmenter: the same network with its preprocessing and class names: RGB images in [0, 1] to logits.
+        metrics: contents of summary.json: a row per stage with its seconds, and mIoU in percent if labels were given.
         pseudo_labels: labels of the last self-training stage per image, or None if no stage made any.
-        folder: of the run.
+        folder: the run folder.
     """
 
     model: nn.Module
@@ -48,7 +48,7 @@ class Result:
 
 
 def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None) -> Segmenter:
-    """The segmenter that the recipe's model options describe; `model` stands in for the recipe's.
+    """The segmenter that the recipe's model options describe; `model` replaces the recipe's.
 
     Raises:
         RecipeError: if no model is named.
@@ -72,12 +72,12 @@ def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None
         model_args=recipe.model_args or None,
     )
     if segmenter.num_classes > 255:
-        raise ModelError(f"the model has {segmenter.num_classes} classes; das3 takes 255 at most")
+        raise ModelError(f"the model has {segmenter.num_classes} classes; das3 supports at most 255")
     return segmenter
 
 
 def open_evaluation(recipe: RunOptions, segmenter: Segmenter) -> Labelled | None:
-    """The labelled images that the recipe names for evaluation, if it does; their classes are the segmenter's."""
+    """The labelled images for evaluation that the recipe names, with the segmenter's classes; None if it names none."""
     if recipe.eval_images is None:
         return None
     labelled = open_labelled(
@@ -106,7 +106,7 @@ def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
 
 
 def measure_on(labelled: Labelled | None) -> Callable[[Segmenter], dict[str, Any]]:
-    """How `run_phases` measures a model: mIoU and IoU per class in percent, None without labels."""
+    """Function that measures a model for `run_phases`: mIoU and IoU per class in percent, None without labels."""
 
     def measure(segmenter: Segmenter) -> dict[str, Any]:
         if labelled is None:
@@ -131,18 +131,18 @@ def launch_run(
     """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
 
     Args:
-        segmenter: the model as it comes in.
+        segmenter: the model before the first phase.
         images: to train on, at any size.
         phases: in order.
         recipe: device, precision, folder and the loop's options.
         evaluation: labelled images to measure on, before the first and after every phase.
-        resume: go on where the run in the folder stopped.
+        resume: continue the run in the folder where it stopped.
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
-        measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
+        measure_every: with `evaluation`, also measure about every this many steps, into metrics.jsonl.
 
     Raises:
-        RecipeError: if the device is not there, or the folder holds another run.
+        RecipeError: if the device is not available, or the folder holds another run.
         TrainingError: if a loss is not finite.
     """
     fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
