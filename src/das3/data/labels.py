@@ -103,7 +103,7 @@ def decode_label(path: Path) -> NDArray[Any]:
     elif pixels.dtype.kind == "f":
         fractions, pixels = pixels, np.nan_to_num(pixels, nan=-1).astype(np.int64)
         if (fractions != pixels).any():
-            raise DataError(f"label {path} holds fractional values; class ids must be integers")
+            raise DataError(f"label {path} holds fractions; give integer class ids")
     return pixels
 
 
@@ -122,7 +122,7 @@ def read_label(path: Path, table: ClassTable, decode: Decode = decode_label) -> 
     classes, unknown = classify(decode(path), table)
     if unknown:
         jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-        remedy = "save labels as PNG, JPEG changes them" if jpeg else "give a table with --classes, or a --class-map"
+        remedy = "export labels as PNG, JPEG changes them" if jpeg else "give a table with --classes, or a --class-map"
         raise DataError(
             f"label {path} has {'colours' if unknown[0].startswith('#') else 'ids'} that are in no class: "
             f"{abbreviate(unknown)}; there are {len(table.names)} classes ({abbreviate(table.names)}): {remedy}"
