@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from das3.cli import main
-from das3.cli.command import command_parser, completion_script
-from das3.cli.main import COMMANDS, overview
+from das3.cli.command import command_parser
+from das3.cli.completion import completion_script
+from das3.cli.overview import COMMANDS, overview
 from das3.recipe import recipe_names
 
 

@@ -15,26 +15,11 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from das3 import __version__
+from das3.cli.overview import COMMANDS, overview
 from das3.errors import Das3Error, RecipeError
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["main"]
 
-COMMANDS = {
-    "demo": "watch a model fail, adapt and recover on rendered streets; needs no data",
-    "train-source": "train a source model on labelled images, to have something to adapt",
-    "adapt": "adapt a trained model to unlabelled images",
-    "evaluate": "measure the mIoU of a model on labelled images",
-    "predict": "label images with a model",
-    "convert": "turn a checkpoint of another codebase into a model",
-    "data": "check a published data set on disk",
-    "recipes": "list, show or copy the recipes that come with das3",
-    "benchmark": "compare methods on a suite of domain shifts, over several seeds",
-    "tables": "merge the results of several suites into one table",
-    "completion": "print a script that completes commands, options and paths in your shell",
-}
-"""Command → what it does, in one line. A command's options are in the module of its name."""
-
-_ABOUT = "Adapt a trained semantic segmentation model to new, unlabelled images, without its source data."
 _INTERRUPTED = "\ndas3: interrupted; a run continues with --resume, a benchmark or demo with the same command"
 
 
@@ -84,14 +69,6 @@ def _dispatch(arguments: list[str]) -> int:
     from das3.cli.command import run_command
 
     return run_command(name, rest)
-
-
-def overview() -> str:
-    """What `das3 --help` prints."""
-    width = max(map(len, COMMANDS))
-    commands = (f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    parts = ("usage: das3 COMMAND [options]", _ABOUT, "\n".join(("commands:", *commands)))
-    return "\n\n".join((*parts, "`das3 COMMAND --help` shows a command's options; `das3 --version` the version."))
 
 
 def _reader_has_left(error: BaseException) -> bool:
