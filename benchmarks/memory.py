@@ -3,7 +3,8 @@
     python benchmarks/memory.py
 
 On a GPU every stage takes its real steps and the device counts. Without one, the same function computes it from what
-autograd saves at smaller crops (about 320×160, see `das3.training.cost_estimate`) and the rows say so. The work of a step is counted
+autograd saves at smaller crops (about 320×160, see `das3.training.cost_estimate`) and the rows say so. The work of a
+step is counted
 from the network's operations. `--check` prints the rows and writes nothing.
 """
 
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from das3.data.open import open_images
 from torch.utils.flop_counter import FlopCounterMode
 
+from das3.data.open import open_images
 from das3.models import load_segmenter
 from das3.recipe import Recipe, load_recipe, recipe_from
 from das3.training.cost_estimate import stage_cost

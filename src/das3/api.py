@@ -1,4 +1,4 @@
-"""`adapt`, the few lines that everything else serves."""
+"""`adapt`, the main entry point."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def adapt(
         images: folder, list file, paths or dataset object of target images.
         out: run folder; a temporary one when None.
         recipe: a `Recipe`, a mapping of its fields, a YAML file or the name of a recipe that comes with das3.
-        evaluation: labelled images to measure mIoU on after each stage; nothing else is done with them.
-        resume: go on where the run in `out` stopped.
+        evaluation: labelled images to measure mIoU on after each stage; they are used for nothing else.
+        resume: continue the run in `out` where it stopped.
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
-        measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
+        measure_every: with `evaluation`, also measure about every this many steps, into metrics.jsonl.
         trust: run the code that a model folder, a hub repository or a recipe file names for its network.
-        **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`; they win over `recipe`.
+        **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`; they override `recipe`.
 
     Returns:
-        The adapted model and what is known about it.
+        The adapted model and the results of the run.
 
     Raises:
         RecipeError, ModelError, DataError: if an option, the model or the images can't be used; before any training.
@@ -87,7 +87,7 @@ def _settle(
     images: Any,
     out: str | Path | None,
 ) -> Recipe:
-    """The recipe with everything that was given on top of it; one that nothing changes is not parsed again."""
+    """The recipe with the given options on top; an unchanged recipe is not parsed again."""
     named = {"model": model, "images": images, "out": out}
     paths: dict[str, Any] = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     if isinstance(recipe, Recipe) and not options:

@@ -1,4 +1,4 @@
-"""Averages of a network's weights over time and between two networks; teachers that follow a student."""
+"""Averages of a network's weights over time and between two networks; teachers that are updated from a student."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class ExponentialMovingAverage:
     """Exponential moving average of the parameters and buffers of a network.
 
-    The first steps are averaged evenly, so that the weights it starts from do not linger.
+    The first steps are averaged evenly, so that the initial weights do not dominate.
 
     Args:
-        network: whose present weights are where it starts.
+        network: its present weights are the initial value.
         decay: in [0, 1); the average spans about 1 / (1 − decay) steps.
 
     Source: Polyak & Juditsky (1992); as an exponential average, Tarvainen & Valpola (NeurIPS 2017).
@@ -33,7 +33,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights of one more step."""
+        """Update with the weights of one more step."""
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)
         for name, value in network.state_dict().items():
@@ -43,15 +43,15 @@ class ExponentialMovingAverage:
                 self.values[name].copy_(value)
 
     def copy_to(self, network: nn.Module) -> None:
-        """Give the network the average."""
+        """Copy the average into the network."""
         network.load_state_dict(self.values)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
+        """State for `load_state_dict`."""
         return {"steps": self.steps, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self.steps = state["steps"]
         values: dict[str, Tensor] = state["values"]
         for name, value in values.items():
@@ -65,15 +65,15 @@ def copy_weights(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def interpolate_weights(network: nn.Module, incoming: Mapping[str, Tensor], source_weight: float) -> None:
-    """weights ← w · incoming + (1 − w) · weights, norm statistics alike; counters stay as they are.
+    """weights ← w · incoming + (1 − w) · weights, norm statistics likewise; counters are unchanged.
 
     Args:
         network: trained from `incoming`; changed.
         incoming: its weights before that, see `copy_weights`.
         source_weight: w in [0, 1].
 
-    Source: WiSE-FT (Wortsman et al., CVPR 2022), for models that are fine-tuned: what they could do before and what
-    they have learnt add up along the line between both.
+    Source: WiSE-FT (Wortsman et al., CVPR 2022), for models that are fine-tuned: interpolation keeps what
+    both the original and the fine-tuned weights do well.
     """
     for name, value in network.state_dict().items():
         if value.dtype.is_floating_point:
@@ -81,13 +81,13 @@ def interpolate_weights(network: nn.Module, incoming: Mapping[str, Tensor], sour
 
 
 def frozen_copy(network: ModuleT) -> ModuleT:
-    """A copy in evaluation mode that nothing trains."""
+    """A frozen copy in evaluation mode."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """teacher ← decay · teacher + (1 − decay) · student; norm statistics are taken over.
+    """teacher ← decay · teacher + (1 − decay) · student; norm statistics are copied.
 
     Args:
         teacher, student: of the same architecture; the teacher is changed.

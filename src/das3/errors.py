@@ -1,4 +1,4 @@
-"""The few errors that das3 raises on purpose. Each message says what is wrong, where, and what to do about it."""
+"""Errors that das3 raises. Each message says what is wrong, where, and what to do about it."""
 
 
 class Das3Error(Exception):
@@ -24,4 +24,4 @@ class RecipeError(Das3Error):
 
 
 class TrainingError(Das3Error):
-    """Training can't go on: a loss is not finite, or a checkpoint does not belong to the run."""
+    """Training can't continue: a loss is not finite, or a checkpoint does not belong to the run."""

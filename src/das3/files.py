@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a full disk or a second process never leaves half of one."""
+"""Atomic writing: an interruption, a full disk or a second process never leaves half a file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["write_atomically", "writing_atomically"]
 
 @contextmanager
 def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when the block ends without an error.
+    """Open a binary file that replaces `path` when the block ends without an error.
 
     At every moment `path` is the old file or the new one, whole. The part that is being written has the process id in
     its name, so that processes do not disturb each other; it is removed if the block fails.
 
     Raises:
-        OSError: if the disk does not take it.
+        OSError: if it can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}.{path.name[-200:]}.part")

@@ -1,7 +1,7 @@
 """Input transforms: colours, even illumination or a larger size under which a model may do better on its target.
 
-A model that was trained on white skies alone may take a blue sky for a building; on grayscale images it would not.
-Another model tells signs by their colour and needs it. A coarse model finds thin vessels in enlarged images only, and a
+A model that was trained on white skies only may take a blue sky for a building, but not on grayscale images. Another
+model recognises signs by their colour and needs it. A coarse model finds thin vessels only in enlarged images, and a
 model of dark lesions takes dark corners for lesions. `das3.stages.choose_transform` chooses without labels.
 """
 
@@ -22,7 +22,7 @@ IDENTITY = "none"
 
 
 def _balanced(images: Tensor) -> Tensor:
-    """Each channel of each image with mean 0.45 and standard deviation 0.22: without casts, haze and lack of light."""
+    """Each channel of each image with mean 0.45, standard deviation 0.22: removes colour casts, haze and darkness."""
     spread, mean = torch.std_mean(images, dim=(-2, -1), keepdim=True, correction=0)
     return (0.45 + 0.22 * (images - mean) / spread.clamp(min=0.02)).clamp(0, 1)
 
@@ -38,22 +38,22 @@ COLOR_TRANSFORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 UPSCALE_FACTORS = (1.33, 1.67, 2.0)
-"""How many times larger, about, a model may be shown its images, in rising order."""
+"""Approximate factors by which images may be enlarged, in rising order."""
 
 ILLUMINATION_GRID = 8
 """Cells per side of the grid on which illumination is estimated."""
 DARKEST_ILLUMINATION = 0.2
-"""Illumination is not taken to be darker than this share of its mean."""
+"""Lower bound of the illumination, as a share of its mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputTransform:
-    """What is done to images before the model sees them.
+    """A transform of images before they enter the model.
 
     Attributes:
         color_transforms: keys of `COLOR_TRANSFORMS`, one after another.
-        upscale: how many times larger, about.
-        illumination: 1×1×h×w, divided out of the images first, see `estimate_illumination`; None leaves it in them.
+        upscale: approximate factor on the size.
+        illumination: 1×1×h×w, divided out of the images first, see `estimate_illumination`; None for none.
     """
 
     color_transforms: tuple[str, ...] = ()
@@ -88,14 +88,14 @@ class InputTransform:
 def _enlarged(side: int, zoom: float) -> int:
     """About `zoom` times a side: a multiple of 8, and of 16 or 32 if the side is one.
 
-    Networks halve an image up to five times. Where its sides do not divide, what they see is shifted.
+    Networks halve an image up to five times. If its sides do not divide evenly, their features are shifted.
     """
     unit = max(8, math.gcd(side, 32))
     return max(1, round(side * zoom / unit)) * unit
 
 
 def estimate_illumination(batches: Iterable[Tensor]) -> Tensor:
-    """The bright and dark places that all images have in common, as lamps and lenses leave them: 1×1×8×8, mean about 1.
+    """Brightness pattern that all images share, caused by lamps and lenses: 1×1×8×8, mean about 1.
 
     What differs between the scenes cancels out in the mean. What scenes share, such as a bright sky above, stays in it,
     so dividing by it may help or harm.

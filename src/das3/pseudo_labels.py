@@ -1,7 +1,7 @@
-"""Pseudo labels in both directions: what a pixel is (positive) and what it is not (negative).
+"""Positive and negative pseudo labels: the class of a pixel, and classes that it does not have.
 
-Pure functions of probabilities. Thresholds are per class *and per image*, so no image loses a class and nothing about
-the data set has to be held in memory.
+Pure functions of probabilities. Thresholds are per class *and per image*, so no image loses a class, and no
+statistics of the data set are needed.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def adjust_posteriors(
 ) -> Tensor:
     """Probabilities adjusted to the model's predictions for all images: p_c (π_c(x) / π_c)^w s_c^b.
 
-    Where a model is in doubt, a rare class rarely has the largest probability, and training on such labels makes it
-    rarer with every round. `class_balance` (b) raises a class that wins fewer pixels than its mean probability says;
-    one that wins as many, however rare, is left alone. `spatial_prior_weight` (w) raises a class where in the images it
-    is usually predicted: a model in doubt may see sky below and road above. Where every place is alike, as in
-    textures, that changes nothing.
+    Where a model is uncertain, a rare class rarely has the largest probability, and training on such labels makes it
+    rarer with every round. `class_balance` (b) raises a class that wins fewer pixels than its mean probability
+    suggests; one that wins as many, however rare, is unchanged. `spatial_prior_weight` (w) raises a class in the
+    part of the image where it is usually predicted, e.g. sky above and road below. In textures, where all locations are
+    alike, it changes nothing.
 
     Args:
         probs: C×H×W probabilities of one image.
         spatial_prior: C×h×w shares > 0, see `das3.stages.priors.ClassPriors`; π_c(x) is interpolated, π_c is its mean.
         underprediction_ratio: C, s_c > 0, see there.
         class_balance: in [0, 1]; 0 leaves every class as it is.
-        spatial_prior_weight: at least 0; 0 leaves places out of account, 1 is Bayes' rule.
+        spatial_prior_weight: at least 0; 0 ignores the location, 1 is Bayes' rule.
 
     Returns:
         C×H×W of sum 1 per pixel.
 
     Source: logit adjustment (Menon et al., ICLR 2021) and the adjustment of posteriors to new priors (Saerens et al.,
-    Neural Computation 2002), here with a prior per place; class-balanced self-training (Zou et al., ECCV 2018) takes
+    Neural Computation 2002), here with a prior per location; class-balanced self-training (Zou et al., ECCV 2018) takes
     its spatial priors from the source's labels, which we do not have.
     """
     if not (class_balance or spatial_prior_weight):
@@ -64,7 +64,7 @@ def adjust_posteriors(
 def class_thresholds(
     confidence: Tensor, prediction: Tensor, *, top_fraction: float, num_classes: int, valid: Tensor | None = None
 ) -> Tensor:
-    """λ_c of one image: the confidence that the surest `top_fraction` of the pixels predicted as c reach.
+    """λ_c of one image: the confidence reached by the most confident `top_fraction` of the pixels predicted as c.
 
     Args:
         confidence: H×W (any shape) maximum probabilities.
@@ -99,7 +99,7 @@ def class_thresholds(
 def positive_labels(
     probs: Tensor, *, top_fraction: float, valid: Tensor | None = None, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    """Class ids of the pixels that are sure enough for their class in their image.
+    """Class ids of the pixels whose confidence reaches the threshold of their class in their image.
 
     Args:
         probs: C×H×W probabilities of one image.
@@ -125,14 +125,14 @@ def positive_labels(
 
 
 def negative_labels(probs: Tensor, *, threshold: float = 0.05, valid: Tensor | None = None) -> Tensor:
-    """Classes that a pixel surely is not: n_c = 1 where p_c < threshold.
+    """Negative labels: n_c = 1 where p_c < threshold.
 
     The most likely class is never among them, not even where so many classes share the probability that all are small.
 
     Args:
         probs: C×H×W probabilities of one image.
         threshold: in (0, 1).
-        valid: boolean H×W, or None; no class is ruled out elsewhere.
+        valid: boolean H×W, or None for all; no negative labels elsewhere.
 
     Returns:
         Boolean C×H×W.

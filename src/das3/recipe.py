@@ -6,7 +6,6 @@ The command line, the YAML file, the Python call and the docs are all made from 
 from __future__ import annotations
 
 import re
-from argparse import SUPPRESS
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
@@ -20,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from das3.errors import RecipeError
 from das3.recipes.old_names import FORMAT, refuse_old_names, up_to_date
-from das3.registry import BASELINES, find_stage, stage_types
+from das3.registry import find_stage, stage_types
 from das3.stages import StageOptions
 from das3.stages.options import LoopOptions
 
@@ -41,23 +40,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What model it is, and how it wants to be used.
+    """The model, and how its inputs and outputs are to be treated.
 
     Attributes:
-        model: a folder saved by Hugging Face, segmentation-models-pytorch or das3; a hub id; `torchvision:NAME`,
-            `smp:NAME`, `das3:NAME`; or `package.module:function` of your own code.
+        model: folder saved by Hugging Face, segmentation-models-pytorch or das3; Hugging Face hub id (owner/name);
+            torchvision:NAME or smp:NAME; or your own code, package.module:function.
         weights: file with a state dict (.pt, .pth or .safetensors).
-        model_args: arguments of the function that builds the network.
-        classifier: name(s) of the last layer(s); found by itself when not given.
-        num_classes: number of classes; read from the model when not given.
+        model_args: arguments of the function that builds the network, as JSON.
+        classifier: name(s) of the last layer(s), which stage 1 freezes; detected if not given.
+        num_classes: number of classes; read from the model if not given.
         class_names: names of the classes.
-        mean: mean that is subtracted from each channel.
-        std: standard deviation that divides each channel.
+        mean: mean that is subtracted from each colour channel; the model's own, or ImageNet's, if not given.
+        std: standard deviation that each colour channel is divided by; as for --mean.
         value_range: largest pixel value that the network was trained on, 1 or 255.
-        channels: channel order, rgb or bgr.
+        channels: order of the colour channels.
         output_key: entry of the network's output that holds the logits.
-        size: images are resized to this shorter side, or to this (height, width), before the network; their own size
-            when neither this nor the model says.
+        size: resize images to this shorter side, or to this height,width, before they enter the network; if not given,
+            the model's input size, or else the images' own size.
     """
 
     model: str | None = None
@@ -76,19 +75,19 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class RunOptions(LoopOptions, ModelOptions):
-    """What every run that trains has, be it an adaptation or a source training.
+    """Options of every run that trains, be it an adaptation or the training of a source model.
 
     Attributes:
-        images: folder of images, or a .txt file that lists them.
-        out: folder of the run.
-        crop: (height, width) of training samples; the images' median size, at most 512 pixels, when not given.
-        seed: everything random depends on it.
-        device: auto, cpu, cuda or mps.
-        devices: how many of them, each with a process and its part of every batch; torchrun's number goes first.
-        precision: auto, 32, bf16 or 16 (mixed).
-        cache_gib: images are decoded once and kept in memory if they fit into this many GiB.
-        eval_images: images to measure mIoU on; never trained on.
-        eval_labels: their labels, a parallel folder; none for a published data set.
+        images: folder of images, a .txt file that lists them, or a published data set (NAME:ROOT?split=SPLIT).
+        out: folder for the run: model, summary, log, checkpoints.
+        crop: height,width of training samples; if not given, the images' median size, at most 512 pixels.
+        seed: seed of all random numbers.
+        device: where to run; "auto" takes a GPU if there is one.
+        devices: number of devices to train on, each with a process of its own; torchrun sets it itself.
+        precision: floating-point precision; "auto" takes bf16 where the GPU has it, else 32.
+        cache_gib: keep decoded images in memory if they fit into this many GiB.
+        eval_images: images to measure mIoU on after each stage; never trained on.
+        eval_labels: their labels, a folder with the same file names; not needed for a published data set.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
     """
@@ -126,11 +125,12 @@ class RunOptions(LoopOptions, ModelOptions):
 
 @dataclass(frozen=True)
 class Recipe(RunOptions):
-    """Everything about an adaptation run.
+    """Every option of an adaptation run.
 
     Attributes:
-        ema_decay: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
-        stages: what is run, in this order.
+        ema_decay: decay of the exponential moving average (EMA) of the weights, which each stage passes on; 0 passes on
+            the weights of the last step.
+        stages: stages to run, in this order.
         report: write report.html at the end, which compares the incoming and the adapted model.
         options: the stages' options by stage name, as far as they differ from their defaults.
     """
@@ -163,7 +163,7 @@ class Recipe(RunOptions):
 
 
 def _key(stage: str) -> str:
-    """Where a stage's options stand in files and in Python: those of `shot-im` under shot_im."""
+    """Name of a stage's options in files and in Python: those of `shot-im` are under shot_im."""
     return stage.replace("-", "_")
 
 
@@ -173,13 +173,10 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def add_options(
-    parser: ArgumentParser, kind: type, prefix: str = "", skip: Collection[str] = (), *, listed: bool = True
-) -> None:
+def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Collection[str] = ()) -> None:
     """Give a parser one option per field of a dataclass, its help taken from the docstrings of the class's bases.
 
-    A field `eval_images` becomes `--eval-images`; with the prefix "align", `lr` becomes `--align.lr`. Options that are
-    not listed are taken but left out of --help.
+    A field `eval_images` becomes `--eval-images`; with the prefix "align", `lr` becomes `--align.lr`.
     """
     hints, helps = get_type_hints(kind), _field_docs(kind)
     dot = f"{prefix}." if prefix else ""
@@ -187,7 +184,7 @@ def add_options(
         if f.name not in skip:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             option = f"--{dot}{f.name.replace('_', '-')}"
-            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name] if listed else SUPPRESS)
+            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name])
 
 
 def _field_docs(kind: type) -> dict[str, str]:
@@ -199,10 +196,10 @@ def _field_docs(kind: type) -> dict[str, str]:
 
 
 def add_recipe_options(parser: ArgumentParser) -> None:
-    """The recipe's options, then each stage's under the stage's name; --help would be endless with the baselines'."""
+    """The recipe's options, then each stage's under the stage's name."""
     add_options(parser, Recipe, skip={"options"})
     for name, stage in stage_types().items():
-        add_options(parser, stage.Options, name, listed=stage not in BASELINES)
+        add_options(parser, stage.Options, name)
 
 
 def from_namespace(kind: type[T], parsed: Namespace) -> T:
@@ -211,7 +208,7 @@ def from_namespace(kind: type[T], parsed: Namespace) -> T:
 
 
 def recipe_of(parsed: Namespace) -> Recipe:
-    """The recipe that parsed arguments say."""
+    """The recipe that parsed arguments describe."""
     values = {f.name: _frozen(parsed[f.name]) for f in fields(Recipe) if f.name != "options"}
     options = {}
     for name, stage in stage_types().items():
@@ -234,7 +231,7 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 
     Args:
         values: field → value; stages' options are mappings under the stage's name.
-        where: what to call the source of the values in an error.
+        where: name of the source of the values, for error messages.
 
     Raises:
         RecipeError: if a name is unknown or out of date, or a value does not fit.
@@ -255,18 +252,18 @@ def _recipe_parser() -> ArgumentParser:
 
 
 def plain_message(error: ArgumentError) -> str:
-    """The parser's complaint in one line a person can act on."""
+    """The parser's error in one line that the user can act on."""
     text = " ".join(str(error).split())
     if match := re.search(r'[Kk]ey "([\w.]+)": (.*)', text):
         name, detail = match.groups()
         if value := re.search(r"Given value: (.*)$|Got value: (.*)$", detail):
-            detail = f"{value.group(1) or value.group(2)!s} does not fit"
+            detail = f"{value.group(1) or value.group(2)!s} is not a valid value"
         return f"{name.replace('_', '-')}: {detail}; see `das3 adapt --help`"
     return text
 
 
 def recipe_path(source: str | Path) -> Path:
-    """File of a recipe: the path itself, or the recipe of that name that comes with das3.
+    """Path of a recipe: the file itself, or the recipe of that name that comes with das3.
 
     Raises:
         RecipeError: if there is neither.
@@ -287,9 +284,9 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(recipe_path(source).read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{source} must hold options (name: value), one a line")
+        raise RecipeError(f"{source} must be a mapping of options (name: value)")
     return up_to_date(values, str(source))
 
 

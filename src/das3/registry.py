@@ -1,4 +1,4 @@
-"""Every stage and baseline by name; recipes, the command line and the benchmark find them here."""
+"""Every stage and baseline by name, for recipes, the command line and the benchmark."""
 
 from __future__ import annotations
 

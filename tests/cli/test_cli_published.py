@@ -234,7 +234,7 @@ def test_a_dry_run_says_time_and_memory_and_leaves_nothing(place, tmp_path, caps
     printed = capsys.readouterr().out
     assert "4 target images of up to 48×32" in printed
     assert len(re.findall(r"^(?:align|selftrain|propagate) +40000 +[\d.]+ .* [\d.]+ [MG]iB$", printed, re.M)) == 3
-    assert re.search(r"in all about [\d.]+ \w+, [\d.]+ [MG]iB \(computed\)", printed)
+    assert re.search(r"total: about [\d.]+ \w+, [\d.]+ [MG]iB \(computed\)", printed)
     refused(capsys, run(*given, *SMALL, "--dry-run", "--num-classes", 7), "19 classes", "7")
     refused(capsys, run(*given, *SMALL, "--dry-run", "--eval-images", spec(place, classes=13)), "19", "13")
     refused(capsys, run(*given[:-2], *SMALL, "--dry-run", "--images", tmp_path / "tmp"), "no images")

@@ -1,4 +1,4 @@
-"""What batch-norm layers remember of the features they were trained on, and how far other features are from it.
+"""Statistics that batch-norm layers store of the source's features, and those of other features.
 
 Mean and variance of each channel are all that a model carries of its source's features. Every network with batch norm
 carries them.

@@ -45,7 +45,7 @@ class ClassBalanced(SelfTraining[CbstT]):
 
 
 class Cbst(ClassBalanced[CbstOptions]):
-    """ŷ = argmax p_c / λ_c where that exceeds 1, λ_c the confidence of the surest 20 % of class c in the data set.
+    """ŷ = argmax p_c / λ_c where that exceeds 1, λ_c the confidence of the top 20 % of class c in the data set.
 
     Source: Zou et al. (ECCV 2018), without source images. The authors raise the share by 0.05 a round, from 0.2 to 0.5,
     add spatial priors and zoom in on rare classes; here every round has the same share.

@@ -1,4 +1,4 @@
-"""HCL: contrast with what a historical model saw, and trust labels on which both models agree."""
+"""HCL: contrast with a historical model's features, and labels weighted by the agreement of both models."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ class Hcl(ClassBalanced[HclOptions]):
         inside = to_grid(inner, batch["valid"].unsqueeze(1).float(), features) > 0.5
         drawn = from_first_process(torch.randperm(inside.numel() // len(inside)))
         chosen = drawn[: self.options.places].to(features.device)
-        queries, keys, doubt, valid = (
+        queries, keys, entropy, valid = (
             x.flatten(2).transpose(1, 2)[:, chosen] for x in (features, old_features, entropy, inside)
         )
-        reliability = torch.exp(-doubt.squeeze(2))
+        reliability = torch.exp(-entropy.squeeze(2))
         contrast = instance_loss(queries, keys, reliability, valid.squeeze(2), self.options.temperature)
         return {
             "category": category_loss(logits, batch["labels"], agreement),

@@ -1,4 +1,4 @@
-"""LD: learn what sure pixels are, and what every pixel most likely is not."""
+"""LD: positive labels of confident pixels, and a complementary (negative) label of every pixel."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class LdOptions(CbstOptions):
 
 
 def complementary_labels(logits: Tensor, rank: int) -> Tensor:
-    """One class per pixel that it is taken not to be, the one of that rank: boolean B×C×H×W.
+    """Complementary label: the class of the given rank, as boolean B×C×H×W.
 
     Args:
         logits: B×C×H×W.
-        rank: 1 is the likeliest class, C the unlikeliest.
+        rank: 1 is the most probable class, C the least probable.
 
     Source: LD, heuristic complementary label selection.
     """
@@ -50,11 +50,11 @@ def complementary_labels(logits: Tensor, rank: int) -> Tensor:
 class Ld(SelfTraining[LdOptions]):
     """L = L_pos + L_ent + L_neg.
 
-    Source: You et al. (ACM MM 2021). Pixels among the surest 20 % of their class in the data set get a label, the
-    entropy of the others is minimised, and every pixel is taught that it is not the class which a random rank around
-    C / 2 names. As in the authors' code (LDBE) the rank is drawn per step, from C // 2 − 3 to C // 2 + 3; here it stays
-    in 2…C, where C is small. Their code minimises the entropy of all pixels, adds the surest pixels of each image to
-    the labels, and raises the share by 0.05 a round.
+    Source: You et al. (ACM MM 2021). The most confident 20 % of each class's pixels in the data set get a label,
+    the entropy of the others is minimised, and every pixel has the class at a random rank around C / 2 as a negative
+    label. As in the authors' code (LDBE) the rank is drawn per step, from C // 2 − 3 to C // 2 + 3; here it stays
+    in 2…C, where C is small. Their code minimises the entropy of all pixels, adds the most confident pixels of each
+    image to the labels, and raises the share by 0.05 a round.
     """
 
     name = "ld"
@@ -66,7 +66,7 @@ class Ld(SelfTraining[LdOptions]):
         return super().prepare(context)
 
     def label(self, context: StageContext, probs: Tensor) -> Tensor:
-        """The likeliest class where it is sure enough for its class."""
+        """The most probable class where its confidence reaches the threshold."""
         return label_above(probs, self.thresholds)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:

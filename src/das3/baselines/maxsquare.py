@@ -1,4 +1,4 @@
-"""Maximum squares: surer predictions whose gradient does not run away with the pixels that are sure already."""
+"""Maximum squares: more confident predictions, without a gradient dominated by pixels that are confident already."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class MeanTeacherOptions(StageOptions):
 
 
 def sure_labels(probs: Tensor, valid: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Labels B×H×W of all valid pixels, 255 elsewhere, and the share of them that are surer than the threshold.
+    """Labels B×H×W of all valid pixels, 255 elsewhere, and the share of them whose confidence exceeds the threshold.
 
     Args:
         probs: B×C×H×W.
@@ -73,7 +73,7 @@ class MeanTeacher(Stage[MeanTeacherOptions]):
     Options = MeanTeacherOptions
 
     def prepare(self, context: StageContext) -> Samples:
-        """The teacher begins as the model that enters."""
+        """The teacher starts as the incoming model."""
         self.teacher = frozen_copy(context.segmenter)
         self.autocast = context.fabric.autocast
         return WeakStrongViews(context.samples(self.options))
@@ -89,5 +89,5 @@ class MeanTeacher(Stage[MeanTeacherOptions]):
         return {"mixed": sure * positive_loss(segmenter(own_part(images)), own_part(labels))}
 
     def after_step(self, segmenter: Segmenter) -> None:
-        """The teacher follows."""
+        """Update the teacher."""
         ema_update(self.teacher, segmenter, self.options.teacher_decay)

@@ -1,4 +1,4 @@
-"""MinEnt: make every pixel's prediction surer."""
+"""MinEnt: make every pixel's prediction more confident."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class SelfTrainingOptions(StageOptions):
     """What self-training baselines share: rate and augmentation of our own self-training stage, three rounds of labels.
 
     Attributes:
-        rounds: how often the labels are made anew and the stage is run.
+        rounds: number of rounds; labels are made again before each.
     """
 
     steps: int = 100
@@ -69,6 +69,6 @@ class PseudoLabel(SelfTraining[PseudoLabelOptions]):
     Options = PseudoLabelOptions
 
     def label(self, context: StageContext, probs: Tensor) -> Tensor:
-        """The likeliest class of the sure pixels."""
+        """The most probable class of the confident pixels."""
         confidence, label = probs.max(dim=0)
         return torch.where(confidence >= self.options.threshold, label, IGNORE_INDEX).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""SFDA: images made up from the source model's norm statistics keep what it knew, sure patches teach the unsure."""
+"""SFDA: synthetic images from the source's norm statistics preserve knowledge; easy patches guide hard ones."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def attention_kl(fake: Tensor, real: Tensor) -> Tensor:
 
 
 def easy_and_hard(probs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut predictions into k×k patches and, place by place, part the batch into the surer and the less sure half.
+    """Cut predictions into k×k patches and, place by place, split the batch into the more and the less confident half.
 
     Args:
         probs: B×C×H×W, zeros where a pixel does not count.
@@ -97,8 +97,8 @@ def easy_and_hard(probs: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     half, height, width = len(probs) // 2, max(1, probs.shape[2] // k), max(1, probs.shape[3] // k)
     patches = probs.unfold(2, height, height)[:, :, :k].unfold(3, width, width)[:, :, :, :k]
     patches = patches.permute(2, 3, 0, 1, 4, 5).flatten(0, 1)  # places, B, C, h, w
-    doubt = entropy_of_probs(patches.detach().flatten(0, 1)).mean(dim=(1, 2)).view(patches.shape[:2])
-    order = doubt.argsort(dim=1, stable=True)
+    entropy = entropy_of_probs(patches.detach().flatten(0, 1)).mean(dim=(1, 2)).view(patches.shape[:2])
+    order = entropy.argsort(dim=1, stable=True)
     rows = torch.arange(len(patches), device=probs.device).unsqueeze(1)
     easy, hard = patches[rows, order[:, :half]], patches[rows, order[:, len(probs) - half :]]
     return easy.flatten(0, 1), hard.flatten(0, 1), rows.expand(-1, half).flatten()

@@ -1,4 +1,4 @@
-"""Networks that SFDA trains beside the segmenter: one that makes images, one that tells sure patches from unsure."""
+"""Networks that SFDA trains beside the segmenter: a generator of images, a discriminator of easy and hard patches."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Generator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Whether a patch of a prediction, at a known place of the image, looks like a sure one: a logit.
+    """Discriminator: is a patch of a prediction, at a known position in the image, an easy one? A logit.
 
     Args:
         classes: C.

@@ -74,7 +74,7 @@ class ShotOptions(StageOptions):
 
     Attributes:
         beta: weight of the pseudo labels' cross-entropy.
-        rounds: how often the labels are made anew and the stage is run.
+        rounds: number of rounds; labels are made again before each.
     """
 
     steps: int = 100

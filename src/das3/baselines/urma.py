@@ -1,4 +1,4 @@
-"""URMA: predictions that stay the same when features are dropped are certain ones."""
+"""URMA: predictions should stay the same when features are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ADVENT: what unsupervised adaptation reaches that has the source data at hand; a bound, as the oracle is.
+"""ADVENT: unsupervised adaptation with access to the source data; a bound, like the oracle.
 
 Like `das3.training.supervised` it reads labels of source images, and no adaptation code imports it.
 """
@@ -39,7 +39,7 @@ class AdventOptions(StageOptions):
     """Options of ADVENT.
 
     Attributes:
-        adversarial_weight: λ_adv, weight of what makes target predictions pass for source predictions.
+        adversarial_weight: λ_adv, weight of the adversarial loss.
     """
 
     adversarial_weight: float = option(0.001, low=0, old="adversarial")
@@ -86,7 +86,7 @@ def self_information(logits: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Whether maps come from the target's images: a logit per patch, positive for the target.
+    """Discriminator: does a map come from the target's images? A logit per patch, positive for the target.
 
     Args:
         classes: C.
@@ -156,7 +156,7 @@ class Advent(Stage[AdventOptions]):
         return _Pairs(context.samples(self.options), source)
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:
-        """What the segmenter learns from the source, what it learns from the discriminator, what that learns."""
+        """Losses of the segmenter on the source and against the discriminator, and the discriminator's loss."""
         with held_running_statistics(segmenter):
             logits = segmenter(batch["source_image"])
         source = self_information(logits, batch["source_valid"])
@@ -165,11 +165,11 @@ class Advent(Stage[AdventOptions]):
         with self.autocast():
             fooled = functional_call(self.discriminator, fixed, target)
             from_source, from_target = self.discriminator(torch.cat([source, target]).detach()).chunk(2)
-        told = F.softplus(from_source.float()).mean() + F.softplus(-from_target.float()).mean()
+        discriminator = F.softplus(from_source.float()).mean() + F.softplus(-from_target.float()).mean()
         return {
             "cross_entropy": positive_loss(logits, batch["source_labels"]),
             "adversarial": self.options.adversarial_weight * F.softplus(fooled.float()).mean(),
-            "discriminator": told / 2,
+            "discriminator": discriminator / 2,
         }
 
 

@@ -47,7 +47,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What is run, and how it is known.
+    """A run of the grid.
 
     Attributes:
         suite: the shift.
@@ -56,8 +56,8 @@ class Cell:
         folder: of all cells of this seed.
         recipe: a `Recipe`, an `AdventRecipe`, or the `SourceRecipe` of a supervised training; None where the source
             model was given.
-        made_with: all that the outcome depends on, as plain values.
-        run_recipe: runs the recipe, or goes on with it: (cell, quiet) → what summary.json says.
+        made_with: everything that the result depends on, as plain values.
+        run_recipe: runs or continues the recipe: (cell, quiet) → contents of summary.json.
         stages: names of its rows.
         measure_every: steps between two points of the method's curve, 0 for none.
     """
@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def file(self) -> Path:
-        """What it was made with and its rows."""
+        """File with its settings and rows."""
         return self.folder / f"{self.kind}.json"
 
     @property
@@ -93,7 +93,7 @@ class Cell:
         return found
 
     def mismatch(self) -> str | None:
-        """What was different when it was begun, if anything was; a curve that nobody asks for is not."""
+        """Settings that differ from those it was started with; a curve that is not requested does not count."""
         saved = _read(self.file)
         if not saved:
             return None
@@ -104,7 +104,7 @@ class Cell:
 
 
 def plain(recipe: RunOptions) -> dict[str, Any]:
-    """A recipe's options that change what comes out, as JSON gives them back; where the model lies does not."""
+    """A recipe's options that change the result, as JSON returns them; the model's path does not count."""
     values = {key: value for key, value in recipe.to_dict().items() if key not in NON_RESULT_OPTIONS | {"model"}}
     return dict(json.loads(json.dumps(values)))
 
@@ -129,7 +129,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def run_cell(cell: Cell, *, quiet: bool = True) -> list[Row]:
-    """Run a cell, or go on with it; a finished one is only read.
+    """Run or continue a cell; a finished one is only read.
 
     Returns:
         A row per stage: suite, method, stage, seed, miou and per_class_iou in percent, gap_closed (None here), seconds,
@@ -181,13 +181,13 @@ def run_adaptation(cell: Cell, quiet: bool) -> dict[str, Any]:
 
 
 def _target_images(suite: Suite) -> Images:
-    """All that a method sees of the target."""
+    """Everything of the target that a method has access to."""
     target = suite.target()
     return target.images if isinstance(target, Labelled) else target
 
 
 def run_advent(cell: Cell, quiet: bool) -> dict[str, Any]:
-    """Adapt the source model with the source data at hand, by the cell's `AdventRecipe`."""
+    """Adapt the source model with access to the source data, by the cell's `AdventRecipe`."""
     assert isinstance(cell.recipe, AdventRecipe)
     assert cell.suite.source is not None  # the plan has no such cell without
     if not (cell.run / "recipe.yaml").exists():
@@ -206,7 +206,7 @@ def run_advent(cell: Cell, quiet: bool) -> dict[str, Any]:
 
 
 def _begin(cell: Cell, recipe: RunOptions) -> None:
-    """Begin with the source model, or after the stages that a finished cell shares with this one."""
+    """Start from the source model, or after the stages that a finished cell shares with this one."""
     source = cell.folder / "source.json"
     rows, donor = [_read(source)["rows"][-1] | {"seconds": 0.0}], None
     for file in sorted(cell.folder.glob("*.json")):
@@ -223,7 +223,7 @@ def _begin(cell: Cell, recipe: RunOptions) -> None:
 
 
 def shared_phases(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """How many of their first phases two cells have in common, given what they are made with."""
+    """Number of first phases that two cells share, by their settings."""
     (one_rest, one_phases), (other_rest, other_phases) = _phases(one), _phases(other)
     if not _equal(one_rest, other_rest):
         return 0
@@ -286,7 +286,7 @@ def _trusted(suite: Suite) -> bool:
 
 
 def measure_given_model(cell: Cell, quiet: bool) -> dict[str, Any]:
-    """Measure the source model that was given, and put it where the other cells look for it."""
+    """Measure the given source model, and put it where the other cells expect it."""
     given, test = str(cell.suite.source_model), cell.suite.test()
     only_weights = given.endswith((".pt", ".pth", ".safetensors"))
     segmenter = _network(cell.suite, test, *((None, given) if only_weights else (given, None)))

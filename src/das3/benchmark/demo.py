@@ -25,7 +25,7 @@ __all__ = ["print_table", "run_demo"]
 
 
 def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
-    """Train a source model on rendered streets, forget them, adapt to the other domain, and compare with an oracle.
+    """Train a source model on rendered streets, adapt it to the other domain without them, and compare with an oracle.
 
     Args:
         out: folder; gets source/, das3/ (the adaptation's run folder, with report.html) and oracle/, domains.png,
@@ -34,7 +34,7 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]
         quiet: show no progress.
 
     Returns:
-        What summary.json says: rows source, align, selftrain, propagate and oracle, and the gap closed.
+        Contents of summary.json: rows source, align, selftrain, propagate and oracle, and the gap closed.
     """
     suite = streets()
     rows = run_seed(suite, seed, out, quiet=quiet)

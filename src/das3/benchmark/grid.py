@@ -4,8 +4,8 @@
     OUT/SEED/METHOD/     an adaptation run           OUT/SUITE.json     all rows
     OUT/data/            images decoded once         OUT/SEED/*.json    see `das3.benchmark.cell`
 
-A finished cell is never run again, an interrupted one goes on where it stopped, and stages that several methods begin
-with are run once.
+A finished cell is not run again, an interrupted one continues where it stopped, and first stages that several methods
+share are run once.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ def run_benchmark(
     Args:
         suite: name or YAML file, see `das3.benchmark.suite_file`.
         out: folder of all runs; finished cells in it are kept.
-        data: folder of the suite's data, where it needs any.
+        data: folder of the suite's data, if it needs any.
         methods: see `das3.benchmark.methods.find_methods`; or advent, which is also one of "all" where the suite has
             source data.
         seeds: each trains its own source model.
-        jobs: cells at once, each on its share of the cores.
+        jobs: number of cells to run at the same time, each on its share of the cores.
         options: fields of the recipe that hold for all methods.
-        source_model: a trained model in place of the suite's.
+        source_model: a trained model to use instead of the suite's.
         measure_every: steps between two points of a curve of mIoU, 0 for no curve.
         redo: cells that were made with other options or data are run again, not refused.
         name: of the file of rows, the suite's when None.
         trust: run code that a suite file or a model folder names for a network.
-        say: where a line per finished cell goes.
+        say: called with a line for each finished cell.
 
     Returns:
         A row per method, stage and seed; also in OUT/NAME.json. Rows of a cell that failed have no mIoU and an `error`;
@@ -148,7 +148,7 @@ def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> l
     Args:
         suite: the shift.
         seed: of everything.
-        folder: gets source/, das3/ and oracle/; what is finished in it, with the options of today, is kept.
+        folder: gets source/, das3/ and oracle/; what is finished in it, with the present options, is kept.
         quiet: show no progress.
 
     Returns:
@@ -244,13 +244,13 @@ def _supervised(suite: Suite, kind: str, seed: int) -> SourceRecipe:
 
 
 def _refuse_mismatches(cells: Sequence[Cell], redo: bool) -> None:
-    """Cells that were made with something else are refused, or deleted to be run again."""
+    """Refuse cells that were made with other settings, or delete them to be run again."""
     mismatches = [(cell, why) for cell in cells if (why := cell.mismatch())]
     if mismatches and not redo:
         cell, why = mismatches[0]
         more = f" (and {len(mismatches) - 1} more cells)" if len(mismatches) > 1 else ""
         raise RecipeError(
-            f"{cell.run} was made with {why}{more}; run such cells again with --redo, or choose another --out"
+            f"{cell.run} was made with {why}{more}; repeat such cells with --redo, or choose another --out"
         )
     for cell, _ in mismatches:
         cell.file.unlink()
@@ -299,7 +299,7 @@ def _run_all(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> No
 
 
 def _parent(cell: Cell, before: Sequence[Cell]) -> Cell | None:
-    """The cell that must be over before this one begins."""
+    """The cell that must be finished before this one starts."""
     if cell.kind == "source":
         return None
     mine = [other for other in before if other.seed == cell.seed]
@@ -311,7 +311,7 @@ def _parent(cell: Cell, before: Sequence[Cell]) -> Cell | None:
 
 
 def _in_process(cell: Cell, threads: int, alive: set[BaseProcess]) -> None:
-    """Run a cell in a process of its own, whose peak memory is the cell's; its file says how it went."""
+    """Run a cell in a process of its own, whose peak memory is the cell's; its file holds the result."""
     if cell.rows() is not None:
         return
     cell.error.unlink(missing_ok=True)
@@ -322,12 +322,12 @@ def _in_process(cell: Cell, threads: int, alive: set[BaseProcess]) -> None:
     alive.discard(process)
     if process.exitcode and not cell.error.exists():
         code = process.exitcode
-        why = f"the process was ended by signal {-code}, 9 for want of memory" if code < 0 else f"exit status {code}"
+        why = f"the process was ended by signal {-code}, 9 if memory ran out" if code < 0 else f"exit status {code}"
         write_atomically(cell.error, f"{why}\n".encode())
 
 
 def _child(cell: Cell, threads: int) -> None:
-    """What the process does; it ends with its parent, however that ends."""
+    """Main function of the process; it ends when its parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

@@ -93,7 +93,7 @@ ABLATION: Mapping[str, Sequence[str]] = {
     ),
     "all": ("ema_decay=0",),
 }
-"""What is taken out or changed, by the part of das3 that it belongs to; see `find_methods` for the names."""
+"""Variants of das3 by the part that they change; see `find_methods` for the names."""
 
 
 def all_methods() -> list[str]:
@@ -149,7 +149,7 @@ def _fields(name: str) -> dict[str, Any]:
 
 
 def _without_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe says of the method; the model, the images and the machine are the suite's."""
+    """The part of a recipe that describes the method; model, images and device are the suite's."""
     kept = {f.name for f in fields(LoopOptions)} - {"workers", "log_every", "checkpoint_every"} | {"crop"}
     dropped = {f.name for f in fields(RunOptions)} - kept
     return {name: value for name, value in values.items() if name not in dropped}
@@ -158,12 +158,12 @@ def _without_run(values: Mapping[str, Any]) -> dict[str, Any]:
 def method_recipe(fields_: Mapping[str, Any], shared: Mapping[str, Any], steps: int | None = None) -> Recipe:
     """The recipe of a method on a suite.
 
-    Every method takes as many optimiser steps, all its stages and rounds together, as das3 does by default, unless it
-    says its steps itself; das3's own stages keep theirs: what is left out or added changes nothing for the others.
+    Every method takes as many optimiser steps in total, over all stages and rounds, as das3 does by default, unless it
+    sets its own; das3's own stages keep theirs, whichever stages are left out or added.
 
     Args:
         fields_: see `find_methods`.
-        shared: fields that hold for all methods; they win.
+        shared: fields for all methods; they override the method's.
         steps: das3's steps on this suite, by which the others' are scaled along; those of the defaults when None.
 
     Raises:

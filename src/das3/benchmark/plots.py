@@ -1,7 +1,7 @@
 """Plots of benchmark rows, fit for a paper: bars per method, a heat map of classes, curves of mIoU over steps.
 
 Needs matplotlib, the extra `plots`. Colours are those of Okabe and Ito and of cividis, which colour-blind readers can
-tell apart; bars and curves can also be told apart in print without colours.
+distinguish; bars and curves can also be distinguished in print without colours.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _scores(rows: Iterable[Row]) -> dict[str, list[float]]:
 def write_plots(rows: Iterable[Row], folder: str | Path, name: str = "plot") -> list[Path]:
     """Write NAME-bars, NAME-classes and NAME-curve, the last two for each suite if there are several (NAME-SUITE-…).
 
-    Each is a .pdf and a .png; what there are no numbers for is left out.
+    Each is a .pdf and a .png; plots without data are left out.
 
     Returns:
         The files.

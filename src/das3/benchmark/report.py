@@ -1,4 +1,4 @@
-"""What is written about a benchmark's rows: tables always, plots where matplotlib is installed."""
+"""Report of a benchmark's rows: tables, and plots if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def summary(rows: Sequence[dict[str, Any]], ablations: Sequence[dict[str, Any]])
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page.
+    """Replace the text between the two marker lines of a page.
 
     Raises:
         DataError: if the marks are not there.

@@ -10,7 +10,7 @@
     oracle_options: {steps: 300}
     options: {batch_size: 8}         # fields of the recipe, for all methods
 
-Paths are relative to the file. `name` is the file's stem; `source_model: PATH` stands in for the source.
+Paths are relative to the file. `name` is the file's stem; `source_model: PATH` replaces the source.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _part(path: Path, name: str, given: Any, shared: Mapping[str, Any]) -> Any:
 
 
 def _beside(path: Path, value: str | None) -> str | None:
-    """A path relative to the file's folder; that of `NAME:ROOT` within it."""
+    """A path relative to the file's folder; for `NAME:ROOT`, the root is relative."""
     if value is None:
         return None
     name, colon, root = value.partition(":")

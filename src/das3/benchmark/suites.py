@@ -32,7 +32,7 @@ class Suite:
         source_options, oracle_options: fields of `SourceRecipe`.
         options: fields of `Recipe`, the same for all methods; no method's hyperparameters.
         steps: optimiser steps of every method, see `das3.benchmark.methods.method_recipe`.
-        source_model: a trained model, or weights of `network`, in place of one that is trained here.
+        source_model: a trained model, or weights of `network`, instead of one that is trained here.
         trust: run the code that the folder of `source_model` names for its network.
     """
 
@@ -73,7 +73,7 @@ _REAL: dict[str, Any] = {
 
 def _root(data: Path | None) -> Path:
     if data is None or not (data / "camvid").is_dir():
-        raise DataError(f"no folder camvid in {data}; name the folder that holds camvid/ and idd-lite/ with --data")
+        raise DataError(f"no folder camvid in {data}; give the folder that holds camvid/ and idd-lite/ with --data")
     return data
 
 

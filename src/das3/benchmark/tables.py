@@ -34,7 +34,7 @@ __all__ = [
 
 _NAMES = ("suite", "method", "stage")
 BOUNDS = {"source": 0, "advent": 2, "oracle": 3}
-"""Rows that don't compete, since they do nothing or see what methods must not, and where they stand; methods at 1."""
+"""Rows that are no competitors, as they do nothing or see what methods must not, and their position; methods have 1."""
 
 _MARKED = {("method", "advent"): "advent (sees source data)"}
 

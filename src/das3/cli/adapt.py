@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from das3.api import adapt
-from das3.cli.options import add_flags, add_recipe, require
+from das3.cli.help import Parser
+from das3.cli.options import add_flags, add_recipe, arrange_training, require
 from das3.distributed import is_first_process
 from das3.recipe import recipe_of
 from das3.training.cost_estimate import dry_run
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Adapt a trained model to unlabelled images.
-
+HELP = """
 das3 adapt --model M --images DIR --out RUN
 das3 adapt --model M --images 'cityscapes:ROOT?split=train' --recipe gta5-cityscapes --dry-run
 """
 
 
-def add(parser: ArgumentParser) -> None:
+def add(parser: Parser) -> None:
     """Declare the command's options."""
     add_recipe(parser)
     add_flags(parser, "resume", "quiet", "state-dict", "dry-run", "trust")
+    arrange_training(
+        parser,
+        model=("model", "weights", "classifier", "num-classes", "mean", "std"),
+        images=("images", "size"),
+        output=("out", "state-dict", "report", "resume", "quiet", "dry-run"),
+        training=(
+            *("recipe", "stages", "align.steps", "selftrain.steps", "propagate.steps"),
+            *("batch-size", "seed", "device", "precision"),
+        ),
+        evaluation=("eval-images", "eval-labels", "classes", "class-map"),
+        help=("help", "help-all", "help-stage"),
+    )
 
 
 def run(given: Namespace) -> None:
-    """Adapt, and say where the result is."""
+    """Adapt, and print where the result is."""
     if given.dry_run:
         print(dry_run(require(recipe_of(given), "model", "images"), trust=given.trust).text())
         return

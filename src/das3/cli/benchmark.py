@@ -16,8 +16,7 @@ from das3.registry import stage_types
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Compare methods on a suite of domain shifts, over seeds: tables and plots.
-
+HELP = """
 das3 benchmark --suite streets --out runs/bench/streets
 das3 benchmark --suite streets --out runs/bench/streets --ablation
 das3 benchmark --suite my-data.yaml --out runs/bench/mine --methods all --jobs 2
@@ -29,8 +28,8 @@ def add(parser: ArgumentParser) -> None:
     methods = ", ".join(dict.fromkeys([*METHODS, *stage_types(), "advent"]))
     suites = f"one of: {', '.join(SUITES)}; or a YAML file that describes your data"
     parser.add_argument("--suite", type=str, required=True, help=suites)
-    parser.add_argument("--out", type=str, required=True, help="folder of all runs; finished cells in it are kept")
-    parser.add_argument("--data", type=str, default=None, help="folder of the suite's data, where it needs any")
+    parser.add_argument("--out", type=str, required=True, help="folder of all runs; finished runs in it are kept")
+    parser.add_argument("--data", type=str, default=None, help="folder of the suite's data, if it needs any")
     parser.add_argument(
         "--methods",
         type=list[str],
@@ -38,15 +37,15 @@ def add(parser: ArgumentParser) -> None:
         help=f"all; or any of: {methods}; stages joined by + (align+selftrain); das3 with an option changed "
         "(selftrain.top_fraction=0.5); recipe files",
     )
-    parser.add_argument("--ablation", action="store_true", help="das3 with each part off or changed, as the methods")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each on its share of the cores")
-    parser.add_argument("--source-model", type=str, default=None, help="a trained model, in place of the suite's own")
+    parser.add_argument("--ablation", action="store_true", help="compare variants of das3, one option changed in each")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, counted from 0")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on its share of the cores")
     parser.add_argument(
-        "--curve", type=int, default=0, help="measure mIoU every so many steps as well, for a plot; 0 does not"
+        "--source-model", type=str, default=None, help="trained model to use instead of the suite's own"
     )
     add_flags(parser, "trust")
-    parser.add_argument("--redo", action="store_true", help="run cells again that were made with other options or data")
+    parser.add_argument("--curve", type=int, default=0, help="also measure mIoU every N steps, for a plot; 0 to not")
+    parser.add_argument("--redo", action="store_true", help="repeat runs that were made with other options or data")
 
 
 def run(given: Namespace) -> None:
@@ -72,6 +71,6 @@ def run(given: Namespace) -> None:
     failed = list(dict.fromkeys(f"{row['method']} (seed {row['seed']})" for row in rows if "error" in row))
     if failed:
         raise TrainingError(
-            f"{len(failed)} cells failed: {', '.join(failed)}; see {out}/SEED/METHOD.error.txt, and run this again to "
-            "go on with them"
+            f"{len(failed)} runs failed: {', '.join(failed)}; see {out}/SEED/METHOD.error.txt, and run the same "
+            "command again to retry them"
         )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from das3.cli.help import Parser
 from das3.report import write_comparison
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Put several runs side by side in one HTML file: outcome, pictures, classes, options, losses.
-
+HELP = """
 das3 compare RUN RUN --out compare.html
 """
 
 
-def add(parser: ArgumentParser) -> None:
+def add(parser: Parser) -> None:
     """Declare the command's options."""
     parser.add_argument("folders", metavar="RUN", type=str, nargs="+", help="the run folders, two or more")
     parser.add_argument("--out", type=str, required=True, help="the HTML file")

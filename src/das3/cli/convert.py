@@ -10,8 +10,7 @@ from das3.models.convert import STYLES, convert_checkpoint
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Turn a checkpoint of another codebase into a model that das3 opens.
-
+HELP = """
 das3 convert CHECKPOINT --out MODEL
 
 Reads DeepLabV2-ResNet of AdaptSegNet, ADVENT, URMA, SND and LDBE, and DeepLabV2, SegFormer and DAFormer with
@@ -24,14 +23,17 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=str, help="file with the weights: .pt, .pth or .safetensors")
     parser.add_argument("--out", type=str, required=True, help="folder for the model")
     parser.add_argument(
-        "--style", type=str, default="auto", help=f"codebase it comes from, told from its keys: {', '.join(STYLES)}"
+        "--style",
+        type=str,
+        default="auto",
+        help=f"codebase it comes from, recognised by its keys if not given: {', '.join(STYLES)}",
     )
-    parser.add_argument("--num-classes", type=int | None, default=None, help="fail unless it predicts this many")
+    parser.add_argument("--num-classes", type=int | None, default=None, help="fail if the number of classes is another")
     add_flags(parser, "state-dict")
 
 
 def run(given: Namespace) -> None:
-    """Convert, and say what it is."""
+    """Convert, and print a description of the model."""
     segmenter = convert_checkpoint(given.checkpoint, style=given.style, num_classes=given.num_classes)
     folder = save_segmenter(segmenter, given.out, state_dict=given.state_dict)
     print(segmenter.describe())

@@ -1,4 +1,4 @@
-"""`das3 demo`: the whole of it on rendered streets, in minutes, with no data."""
+"""`das3 demo`: everything on rendered streets, in minutes, without data."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from das3.cli.options import add_flags
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Watch a model fail, be adapted without its source data, and recover.
-
-Needs no data and no GPU: streets are rendered, a small model is trained on sunny ones and adapted to dusk.
+HELP = """
+Streets are rendered, a small model is trained on sunny ones and adapted to dusk, in minutes on two CPU cores.
 """
 
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
-        "--out", type=str, default="runs/demo", help="folder of the demo; one that was interrupted goes on"
+        "--out", type=str, default="runs/demo", help="folder of the demo; an interrupted demo continues"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the source model and the adaptation")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the source model and the adaptation")
     add_flags(parser, "quiet")
 
 
 def run(given: Namespace) -> None:
-    """Run, print the table, and say where the pictures are."""
+    """Run the demo, print its table and the paths of its pictures."""
     out = Path(given.out)
     print_table(run_demo(out, seed=given.seed, quiet=given.quiet))
     for name in ("before_after.png", "domains.png", "summary.json", "das3/report.html", "das3/model"):

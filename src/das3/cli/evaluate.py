@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from das3.benchmark.tables import latex_table, markdown_table
+from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
 from das3.data.open import open_labelled
 from das3.data.published.classes import SUBSETS, TRAIN_IDS
@@ -25,8 +26,7 @@ from das3.training.progress import Display
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Measure a model on labelled images.
-
+HELP = """
 das3 evaluate --model RUN --images DIR --labels DIR
 das3 evaluate --model RUN --images 'cityscapes:ROOT?split=val' --classes-subset 13 --out TABLES
 """
@@ -37,14 +37,13 @@ class EvaluateArguments(InferenceArguments):
     """Options of `das3 evaluate`.
 
     Attributes:
-        images: folder of images, or a published data set, NAME:ROOT?split=SPLIT.
-        labels: their labels, a parallel folder; none for a published data set.
+        images: folder of images, or a published data set (NAME:ROOT?split=SPLIT).
+        labels: their labels, a folder with the same file names; not needed for a published data set.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
-        classes_subset: the mean is over these of Cityscapes' 19 classes alone: 16 and 13 are the protocols of SYNTHIA,
-            13 is that of Cross-City as well.
-        boundary: also measure the IoU of the classes' edges (within 0.5 % of the image's diagonal).
-        out: folder for evaluation.json, .md and .tex; a name that ends in .json is that file alone.
+        classes_subset: average over these of Cityscapes' 19 classes only: 16 and 13 for SYNTHIA, 13 for Cross-City.
+        boundary: also measure the boundary IoU (edges within 0.5 % of the image's diagonal).
+        out: folder for evaluation.json, .md and .tex; a name that ends in .json writes only that file.
         precision: 32, as every run measures its models, so that a model has one mIoU; or auto, bf16 or 16 (mixed).
     """
 
@@ -58,14 +57,23 @@ class EvaluateArguments(InferenceArguments):
     precision: Literal["auto", "32", "bf16", "16"] = "32"
 
 
-def add(parser: ArgumentParser) -> None:
+def add(parser: Parser) -> None:
     """Declare the command's options."""
     add_options(parser, EvaluateArguments)
     add_flags(parser, "quiet", "trust")
+    groups = {
+        "model": ("model", "weights", "classifier", "num-classes", "mean", "std"),
+        "images": ("images", "labels", "classes", "class-map", "size"),
+        "evaluation": ("classes-subset", "boundary"),
+        "output": ("out", "quiet"),
+        "prediction": ("flip", "scales", "tile", "device", "precision"),
+        "help": ("help", "help-all"),
+    }
+    parser.arrange(groups, {})
 
 
 def run(given: Namespace) -> None:
-    """Measure, print a table and write the file if one is named."""
+    """Measure, print a table, and write the result to --out if given."""
     options = from_namespace(EvaluateArguments, given)
     if options.images is None:
         raise RecipeError("--images is missing; see `das3 evaluate --help`")
@@ -99,7 +107,7 @@ def run(given: Namespace) -> None:
 
 
 def _subset(names: Sequence[str], count: int | None) -> tuple[int, ...] | None:
-    """Which of the labels' classes are those of the protocol, by name.
+    """Indices of the protocol's classes among those of the labels, found by name.
 
     Raises:
         RecipeError: if the labels lack one of them.
@@ -110,14 +118,14 @@ def _subset(names: Sequence[str], count: int | None) -> tuple[int, ...] | None:
     missing = [name for name in wanted if name not in names]
     if missing:
         raise RecipeError(
-            f"--classes-subset {count} is of Cityscapes' classes, but the labels have no {missing[0]}; "
-            "name a published data set, or a table with these names with --classes"
+            f"--classes-subset {count} needs Cityscapes' classes, but the labels have no class {missing[0]!r}; "
+            "use a published data set, or name a table with these classes with --classes"
         )
     return tuple(names.index(name) for name in wanted)
 
 
 def _result(evaluation: Evaluation, chosen: Sequence[int] | None) -> dict[str, Any]:
-    """What evaluation.json says; scores in percent, None for a class that does not occur."""
+    """Contents of evaluation.json: scores in percent, None for a class that does not occur."""
     result = percent(evaluation) | {"pixel_accuracy": round(100 * evaluation.confusion.pixel_accuracy(), 4)}
     names = list(evaluation.per_class_iou)
     if chosen is not None:
@@ -129,7 +137,7 @@ def _result(evaluation: Evaluation, chosen: Sequence[int] | None) -> dict[str, A
 
 
 def _lines(result: dict[str, Any], absent: str, left_out: str) -> list[list[str]]:
-    """Class and scores of each class, then the means; a mark behind classes that are not in the mean."""
+    """A row per class (name, scores), then the means; classes that are not in the mean are marked by `left_out`."""
     measured = [result, *([result["boundary"]] if "boundary" in result else [])]
     counted = result.get("mean_over", result["per_class_iou"])
     lines = []

@@ -10,19 +10,35 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from das3.cli.help import Parser
 from das3.errors import RecipeError
 from das3.models.trust import refuse_code
 from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from
-from das3.recipes.old_names import refuse_old_arguments
 
-__all__ = ["InferenceArguments", "add_flags", "add_recipe", "recipe_first", "refuse_unnamed_code", "require"]
+__all__ = [
+    "InferenceArguments",
+    "add_flags",
+    "add_recipe",
+    "arrange_training",
+    "recipe_first",
+    "refuse_unnamed_code",
+    "require",
+]
 
 _FLAGS = {
-    "resume": "go on where the run in --out stopped",
+    "resume": "continue the run in --out where it stopped",
     "quiet": "show no progress",
-    "dry-run": "open and check everything, take a step of each stage, say the run's time and memory, write nothing",
     "trust": "run the code that a model folder, a hub repository or a recipe names for its network; only for your own",
+    "dry-run": "check everything, estimate the time and memory of the run, and write nothing",
     "state-dict": "also save the weights as a plain state dict, model.pt",
+}
+
+_MORE = {
+    "model": ("model-args", "class-names", "value-range", "channels", "output-key"),
+    "training": (
+        *("optimizer", "weight-decay", "power", "warmup", "clip", "ema-decay", "accumulate", "crop"),
+        *("devices", "workers", "cache-gib", "log-every", "checkpoint-every"),
+    ),
 }
 
 
@@ -31,11 +47,11 @@ class InferenceArguments(ModelOptions):
     """How a model predicts, and on what.
 
     Attributes:
-        flip: average the prediction with the mirrored image's.
-        scales: average the predictions at these zooms.
-        tile: predict in overlapping tiles of this side; large images are tiled by themselves.
-        device: auto, cpu, cuda or mps.
-        precision: auto, 32, bf16 or 16 (mixed).
+        flip: average the predictions of each image and of its mirror image.
+        scales: average the predictions at these scales, e.g. 0.75,1,1.25.
+        tile: predict in overlapping square tiles of this side, in pixels; large images are tiled automatically.
+        device: where to run; "auto" takes a GPU if there is one.
+        precision: floating-point precision; "auto" takes bf16 where the GPU has it, else 32.
     """
 
     flip: bool = False
@@ -57,13 +73,19 @@ def add_flags(parser: ArgumentParser, *names: str) -> None:
 
 def add_recipe(parser: ArgumentParser) -> None:
     """`--recipe` and every field of the recipe."""
-    parser.add_argument("--recipe", action="config", help="a recipe file or name; options given here win over it")
+    parser.add_argument(
+        "--recipe", action="config", help="recipe file, or name of a recipe (`das3 recipes`); other options override it"
+    )
     add_recipe_options(parser)
 
 
+def arrange_training(parser: Parser, **groups: tuple[str, ...]) -> None:
+    """Show these options in --help, under the titles that they are given as, and all others in --help-all."""
+    parser.arrange(groups, _MORE)
+
+
 def recipe_first(arguments: list[str]) -> list[str]:
-    """Check `--recipe X`, replace it by what it says and move it to the front, so that other options win over it."""
-    refuse_old_arguments(arguments)
+    """Check `--recipe X`, replace it by its contents and move it to the front, so that other options override it."""
     for i, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name == "--recipe":
@@ -73,7 +95,7 @@ def recipe_first(arguments: list[str]) -> list[str]:
             recipe_from(values, where=source)
             if any(argument.partition("=")[0] == "--recipe" for argument in rest):
                 raise RecipeError("--recipe is given twice; put what they say into one file")
-            return [arguments[0], f"--recipe={json.dumps(values)}", *arguments[1:i], *rest]
+            return [f"--recipe={json.dumps(values)}", *arguments[:i], *rest]
     return arguments
 
 

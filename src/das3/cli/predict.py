@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
 from das3.data.class_table import load_classes
 from das3.data.images import ImageFiles
@@ -24,8 +25,7 @@ from das3.training.progress import Display
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Label images with a model.
-
+HELP = """
 das3 predict --model RUN --images DIR --out DIR
 """
 
@@ -35,11 +35,11 @@ class PredictArguments(InferenceArguments):
     """Options of `das3 predict`.
 
     Attributes:
-        images: folder of images, or a .txt file that lists them.
-        out: folder for labels/NAME.png; labels that are there are kept.
-        overlays: also write colors/NAME.png and overlays/NAME.png.
-        ids: what the label files hold instead of class ids: "mask" for 0 and 255, "cityscapes" for the label ids that
-            its server wants, or a class table file for its own ids.
+        images: folder of images, a .txt file that lists them, or a published data set (NAME:ROOT?split=SPLIT).
+        out: folder for labels/NAME.png; images that have a label there already are skipped.
+        overlays: also write the labels in colour, colors/NAME.png, and over the image, overlays/NAME.png.
+        ids: pixel values in the label files instead of class indices: "mask" for 0 and 255, "cityscapes" for the label
+            ids that its test server expects, or a class table file for the ids in it.
     """
 
     images: str | None = None
@@ -48,14 +48,22 @@ class PredictArguments(InferenceArguments):
     ids: str | None = None
 
 
-def add(parser: ArgumentParser) -> None:
+def add(parser: Parser) -> None:
     """Declare the command's options."""
     add_options(parser, PredictArguments)
     add_flags(parser, "quiet", "trust")
+    groups = {
+        "model": ("model", "weights", "classifier", "num-classes", "mean", "std"),
+        "images": ("images", "size"),
+        "output": ("out", "overlays", "ids", "quiet"),
+        "prediction": ("flip", "scales", "tile", "device", "precision"),
+        "help": ("help", "help-all"),
+    }
+    parser.arrange(groups, {})
 
 
 def run(given: Namespace) -> None:
-    """Label every image that has no label in `--out` yet."""
+    """Label every image that has no label in `--out` yet, and print how many."""
     options = from_namespace(PredictArguments, given)
     if options.images is None or options.out is None:
         raise RecipeError("--images and --out are both needed; see `das3 predict --help`")
@@ -82,7 +90,7 @@ def run(given: Namespace) -> None:
 
 
 def _values(options: PredictArguments, segmenter: Segmenter) -> Sequence[int] | None:
-    """What stands for each class in the label files."""
+    """Pixel value of each class in the label files; None for class indices."""
     if options.ids is None:
         return None
     if options.ids == "mask":

@@ -12,8 +12,7 @@ from das3.recipe import recipe_names, recipe_path
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """List, show or copy the recipes that come with das3.
-
+HELP = """
 das3 recipes
 das3 recipes show gta5-cityscapes
 das3 recipes copy gta5-cityscapes mine.yaml
@@ -23,9 +22,9 @@ das3 adapt --recipe mine.yaml …
 
 def add(parser: ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list", help="list by default")
-    parser.add_argument("name", nargs="?", type=str, help="of the recipe to show or copy")
-    parser.add_argument("file", nargs="?", type=str, help="where to copy it to; NAME.yaml here when not given")
+    parser.add_argument("action", nargs="?", choices=("list", "show", "copy"), default="list", help="what to do")
+    parser.add_argument("name", nargs="?", type=str, help="recipe to show or copy")
+    parser.add_argument("file", nargs="?", type=str, help="file to copy it to; NAME.yaml in this folder if not given")
 
 
 def run(given: Namespace) -> None:
@@ -37,14 +36,14 @@ def run(given: Namespace) -> None:
             print(f"{name:<{width}}  {_title(_text(name))}")
         return
     if given.name is None:
-        raise RecipeError(f"`das3 recipes {given.action}` wants a name; there are: {', '.join(recipe_names())}")
+        raise RecipeError(f"`das3 recipes {given.action}` needs a name; there are: {', '.join(recipe_names())}")
     text = _text(given.name)
     if given.action == "show":
         print(text, end="")
         return
     target = Path(given.file or f"{given.name}.yaml")
     if target.exists():
-        raise RecipeError(f"{target} is there already; name another file")
+        raise RecipeError(f"{target} exists already; name another file")
     write_atomically(target, text.encode())
     print(target)
 
@@ -52,11 +51,10 @@ def run(given: Namespace) -> None:
 def _text(name: str) -> str:
     """Text of a recipe that comes with das3."""
     if name not in recipe_names():
-        raise RecipeError(f"no recipe {name} comes with das3; there are: {', '.join(recipe_names())}")
+        raise RecipeError(f"das3 has no recipe {name}; there are: {', '.join(recipe_names())}")
     return recipe_path(name).read_text(encoding="utf-8")
 
 
 def _title(text: str) -> str:
-    """The comment in the first line."""
-    first = text.split("\n", 1)[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """The first line, which is a comment of one whole sentence."""
+    return text.split("\n", 1)[0].removeprefix("#").strip()

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from das3.cli.help import Parser
 from das3.cli.options import add_flags
 from das3.data.open import open_images
 from das3.errors import ModelError, RecipeError
@@ -22,14 +23,13 @@ from das3.training.progress import Display
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Write a run's report: what changed from the incoming to the adapted model, in one HTML file.
-
+HELP = """
 das3 report RUN
 das3 report RUN --model M --images DIR
 """
 
 
-def add(parser: ArgumentParser) -> None:
+def add(parser: Parser) -> None:
     """Declare the command's options."""
     parser.add_argument("folder", metavar="RUN", type=str, help="the run folder")
     parser.add_argument("--model", type=str, default=None, help="the incoming model; that of the recipe by default")

@@ -11,8 +11,7 @@ from das3.benchmark.rows import read_rows
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Merge the results of several suites: gap closed per method, on each suite and in the mean.
-
+HELP = """
 das3 tables --rows benchmarks/results --page benchmarks/README.md
 """
 
@@ -23,11 +22,11 @@ def add(parser: ArgumentParser) -> None:
         "--rows",
         type=list[str],
         required=True,
-        help="files of rows that benchmarks wrote (OUT/SUITE.json), or folders of such files",
+        help="result files of `das3 benchmark` (OUT/SUITE.json), or folders of them",
     )
-    parser.add_argument("--out", type=str, default=None, help="folder for tables and plots; only printed without one")
+    parser.add_argument("--out", type=str, default=None, help="folder to also write tables and plots to")
     parser.add_argument(
-        "--page", type=str, default=None, help="Markdown page to put the tables into, between its marks"
+        "--page", type=str, default=None, help="Markdown page to put the tables into, between its two marker comments"
     )
 
 

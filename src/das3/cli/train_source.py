@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from das3.cli.options import add_flags
+from das3.cli.help import Parser
+from das3.cli.options import add_flags, arrange_training
 from das3.distributed import is_first_process
 from das3.recipe import add_options, from_namespace
 from das3.training.supervised import SourceRecipe, train_source
 
 __all__ = ["HELP", "add", "run"]
 
-HELP = """Train a model on labelled images, to have something to adapt.
-
+HELP = """
 das3 train-source --images DIR --labels DIR --classes classes.json --out RUN
 """
 
 
-def add(parser: ArgumentParser) -> None:
+def add(parser: Parser) -> None:
     """Declare the command's options."""
     add_options(parser, SourceRecipe)
     add_flags(parser, "resume", "quiet", "trust")
+    arrange_training(
+        parser,
+        model=("model", "weights", "num-classes", "mean", "std"),
+        images=("images", "labels", "classes", "class-map", "size"),
+        output=("out", "resume", "quiet"),
+        training=("steps", "lr", "batch-size", "seed", "device", "precision"),
+        evaluation=("eval-images", "eval-labels"),
+        help=("help", "help-all"),
+    )
 
 
 def run(given: Namespace) -> None:
-    """Train, and say where the model is."""
+    """Train, and print where the model is."""
     result = train_source(
         from_namespace(SourceRecipe, given), resume=given.resume, quiet=given.quiet, trust=given.trust
     )

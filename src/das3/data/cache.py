@@ -25,7 +25,7 @@ LARGEST = 8 * 2**30
 
 
 def fingerprint(data: Images | Labelled) -> str:
-    """What a set of images is known by: all names, and shape, mean colour and classes of three of them."""
+    """Fingerprint of a set of images: all names, and shape, mean colour and classes of three of them."""
     images = data.images if isinstance(data, Labelled) else data
     known: list[Any] = [images.names]
     for i in evenly_spaced(len(images), 3):
@@ -37,10 +37,10 @@ def fingerprint(data: Images | Labelled) -> str:
 
 
 def pack(data: Images | Labelled, folder: Path, size: Size = None) -> bool:
-    """Write images, at `size`, and labels, at their own size, into `folder`; what is there already is kept.
+    """Write images, at `size`, and labels, at their own size, into `folder`; files that exist already are kept.
 
     Returns:
-        Whether it was done: sets that are very large, or larger than half of the free disk, are left as they are.
+        Whether it was done; sets that are very large, or larger than half of the free disk space, are not cached.
     """
     mark = {"fingerprint": fingerprint(data), "size": size}
     index = folder / "index.json"

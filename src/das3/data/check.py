@@ -1,4 +1,4 @@
-"""Whether a published data set on disk is whole: counts, pairs, sizes, label values, and a picture to look at."""
+"""Check a published data set on disk: counts, missing labels, sizes, label values, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Progress = Callable[[Iterable[int], str, int], Iterable[int]]
 
 @dataclass
 class SplitReport:
-    """What was found of a split.
+    """Findings about a split.
 
     Attributes:
         name: of the split, with its condition where there are some.
@@ -56,7 +56,7 @@ class SplitReport:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, a line each."""
+        """Problems, one line each."""
         found = []
         if self.published is not None and self.images != self.published:
             found.append(f"{self.images} images where {self.published} were published")
@@ -75,7 +75,7 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """What `check_dataset` found.
+    """Findings of `check_dataset`.
 
     Attributes:
         name, root: of the data set.
@@ -92,7 +92,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong with the splits that are there."""
+        """Whether the splits on disk have no problems."""
         return not any(split.problems for split in self.splits)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,13 +100,13 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
     def text(self) -> str:
-        """A table, then what is wrong."""
+        """A table, then the problems."""
         lines = [f"{self.name} in {self.root}", f"{'split':<16}{'images':>8}{'labels':>8}{'read':>6}  sizes"]
         for split in self.splits:
             labels = "none" if split.labels is None else split.labels
             sizes = abbreviate([f"{size} ({count})" for size, count in split.sizes.items()], 3)
             lines.append(f"{split.name:<16}{split.images:>8}{labels:>8}{split.read:>6}  {sizes}")
-        lines += [f"{name:<16}  not there: {why}" for name, why in self.absent.items()]
+        lines += [f"{name:<16}  not found: {why}" for name, why in self.absent.items()]
         for split in self.splits:
             lines += [f"! {split.name}: {problem}" for problem in split.problems]
             if split.absent:
@@ -133,8 +133,8 @@ def check_dataset(
         name: of the data set, a key of `das3.data.published.DATASETS`.
         root: its folder.
         out: PNG file for a contact sheet: images and their labels, a row per split.
-        split: this one only; all when None.
-        condition: this one only; all when None.
+        split: check only this one; all when None.
+        condition: check only this one; all when None.
         classes: how many the labels are read as.
         sample: images and labels of each split that are opened, evenly spread; all when None. Files are always counted.
         progress: wraps the iteration over what is opened (items, what, total).

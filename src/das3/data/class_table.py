@@ -118,7 +118,7 @@ def load_classes(path: str | Path) -> ClassTable:
         return _table(data, entries)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is no class table ({error}); a class has a name, id or ids, color or colors"
+            f"{path} is not a class table ({error}); a class has a name, id or ids, color or colors"
         ) from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
@@ -153,7 +153,7 @@ def _colors_of(entry: Mapping[str, Any]) -> list[Color]:
 def _color(value: Any) -> Color:
     red, green, blue = ImageColor.getrgb(value)[:3] if isinstance(value, str) else map(int, value)
     if not all(0 <= v <= 255 for v in (red, green, blue)):
-        raise ValueError(f"{value} is no colour")
+        raise ValueError(f"{value} is not a colour")
     return red, green, blue
 
 

@@ -14,7 +14,7 @@ __all__ = ["LabelStore"]
 
 
 class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
-    """Named arrays per image. Labels compress well and are read anew whenever they are asked for.
+    """Named arrays per image. Labels compress well; they are read from disk at each access.
 
     Args:
         folder: where the files are; made when the first is written.
@@ -36,7 +36,7 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
         return self.path(i).is_file()
 
     def write(self, i: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Store the arrays of image i; a kill leaves the file whole or not there."""
+        """Store the arrays of image i; written atomically."""
         path = self.path(i)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")

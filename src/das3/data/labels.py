@@ -1,4 +1,4 @@
-"""Labels of images, for source training and evaluation alone. Adaptation never imports a label into a stage."""
+"""Labels of images, for source training and evaluation only; no stage imports this module."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Labelled:
         """H×W uint8 class ids, 255 where ignored.
 
         Raises:
-            DataError: if the file can't be read, has values that are in no class, or another size than its image.
+            DataError: if the file can't be read, has values without a class, or another size than its image.
         """
         label = read_label(self.paths[i], self.table, self.decode)
         height, width = self.images.size(i)
@@ -171,5 +171,7 @@ def find_table(labels: Path, classes: str | Path | None = None, num_classes: int
             if (folder / name).is_file():
                 return load_classes(folder / name)
     if num_classes is None:
-        raise DataError(f"nothing says what the values in {labels} mean; give a table with --classes, or --num-classes")
+        raise DataError(
+            f"the meaning of the values in {labels} is unknown; give a table with --classes, or --num-classes"
+        )
     return ClassTable(tuple(f"class {c}" for c in range(num_classes)))

@@ -1,4 +1,4 @@
-"""Open images, and images with labels, from whatever names them: a folder, a list, a data set, an object."""
+"""Open images, and images with labels, from a folder, a list, a data set or a Python object."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def open_labelled(
     class_map: str | Mapping[int, int] | None = None,
     num_classes: int | None = None,
 ) -> Labelled:
-    """Images and their labels, matched by name in a parallel folder tree.
+    """Images and their labels, matched by file name.
 
     Args:
         images: see `open_images`.
-        labels: folder of label files, none for a published data set. The label of `a/b.jpg` is `a/b.*`; else the one
+        labels: folder of label files; None for a published data set. The label of `a/b.jpg` is `a/b.*`; else the one
             file that begins with `a/b` and a separator (`b_labelIds.png`, `b-mask.png`), where endings of image files
             such as `_leftImg8bit` are left out; else what is found so without the outer folders (`b.*`).
         classes: table, or its file; when None, a `classes.json` or `classes.yaml` beside or above the labels is used,

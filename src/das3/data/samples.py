@@ -34,7 +34,7 @@ class Augmentation:
 
     Attributes:
         crop: (height, width) of every sample.
-        scale: range of the random zoom.
+        scale: range of random scaling.
         flip: mirror half of the samples.
         color: strength of the random brightness, contrast, saturation and hue changes; 0 for none.
         blur: probability of a random Gaussian blur.

@@ -41,7 +41,7 @@ def _distinct() -> NDArray[np.uint8]:
     levels = np.linspace(0, 255, 11).round()
     colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
     lab = _lab(colors)
-    lab[(lab[:, 0] < 35) | (lab[:, 0] > 92)] = np.nan  # too dark or too bright to be told from black and white
+    lab[(lab[:, 0] < 35) | (lab[:, 0] > 92)] = np.nan  # too close to black or white
     nearest = np.minimum(*(((lab - _lab(np.full((1, 3), end))) ** 2).sum(axis=1) for end in (0.0, 255.0)))
     chosen = []
     for _ in range(IGNORE_INDEX):

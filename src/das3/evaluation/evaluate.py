@@ -20,13 +20,13 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth on labelled images.
+    """Scores of a model on labelled images.
 
     Attributes:
         miou: mean IoU in [0, 1] over the classes asked for that occur, see `ConfusionMatrix.iou`.
         per_class_iou: IoU in [0, 1] by class name, of all classes; NaN for a class that does not occur.
         confusion: the counts behind them.
-        boundary: IoU of the classes' edges, where it was asked for.
+        boundary: boundary IoU, if requested.
     """
 
     miou: float
@@ -54,8 +54,8 @@ def evaluate(
         segmenter: the model; predicts in evaluation mode, each layer's own mode is restored.
         labelled: images and labels.
         size, flip, scales, tile: see `das3.evaluation.predict.PredictOptions`.
-        classes: the mean is over these alone, e.g. `das3.data.published.classes.SUBSETS[13]`; all when None.
-        boundary: also measure the classes' edges.
+        classes: average over these only, e.g. `das3.data.published.classes.SUBSETS[13]`; all when None.
+        boundary: also measure the boundary IoU.
         shared: several processes call this and share the images; all get the same result.
         progress: wraps the iteration over images (items, what, total).
 

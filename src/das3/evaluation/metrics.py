@@ -89,7 +89,7 @@ class ConfusionMatrix:
         return _ratio(hit, labelled + predicted - hit)
 
     def recall(self) -> Scores:
-        """Share of each class's labelled pixels that are found; NaN for a class that no label shows."""
+        """Share of each class's labelled pixels that are predicted as it; NaN for a class that no label shows."""
         hit, labelled, _ = self._sums()
         return _ratio(hit, labelled)
 
@@ -102,7 +102,7 @@ class ConfusionMatrix:
         """Mean of `iou` over the classes that have one; NaN if none has.
 
         Args:
-            classes: the mean is over these alone, e.g. the 16 or 13 classes of the SYNTHIA protocols, while pixels of
+            classes: average over these only, e.g. the 16 or 13 classes of the SYNTHIA protocols, while pixels of
                 the others still count as errors; None for all.
         """
         return _mean(self.iou(), classes)
@@ -119,7 +119,7 @@ class ConfusionMatrix:
 
 
 class BoundaryIoU:
-    """IoU of the classes' edges, to which the inside of large regions contributes nothing.
+    """Boundary IoU: IoU of the classes' edges, to which the inside of large regions does not contribute.
 
     The edge of a class is those of its pixels that lie within d pixels (a square window) of another class, of ignored
     pixels or of the image's border. It scores how much the labels' edges and the prediction's edges have in common.

@@ -1,4 +1,4 @@
-"""Prediction at the image's own size, whole or in overlapping tiles, with flip and multi-scale averaging."""
+"""Prediction at the image's own size, whole or in overlapping tiles, averaged over mirrored and scaled inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 WHOLE_PIXELS = 4_200_000
-"""Images of more pixels (of the network's input) than this are predicted in tiles unless told otherwise."""
+"""Images of more pixels (of the network's input) than this are predicted in tiles by default."""
 
 TILE = 1024
 """Side of those tiles, in pixels of the network's input."""
@@ -52,13 +52,13 @@ Block = tuple[int, int, Tensor]  # top, left and probabilities C×n×m of a part
 
 
 class PredictOptions(TypedDict, total=False):
-    """PredictOptions an image is predicted.
+    """How an image is predicted.
 
     Attributes:
         size: what the image is resized to before the network; the segmenter's own `preprocess.size` when None, the
-            default. A tile is zoomed by the factor that the whole image would be.
+            default. A tile is scaled by the factor that the whole image would be.
         flip: average with the mirrored image's prediction.
-        scales: average over these zooms of the network's input; (1.0,) by default.
+        scales: average over these scales of the network's input; (1.0,) by default.
         tile: side of a tile in pixels of the image, 64 at least, rounded up to a multiple of 32. None, the default:
             whole up to `WHOLE_PIXELS`, in tiles beyond.
         overlap: least share of a tile that the next one covers again, in [0, 0.5]; 0.25 by default. The outer quarter
@@ -172,7 +172,7 @@ def predict_to_file(
     Args:
         segmenter, image, how: see `predict_probs`.
         out: the file, 8-bit grey.
-        values: what stands for each class in the file; the class ids when None. (0, 255) writes a mask.
+        values: pixel value of each class in the file; the class ids when None. (0, 255) writes a mask.
 
     Returns:
         `out`.
@@ -300,13 +300,13 @@ def write_prediction(
     image: NDArray[np.uint8] | None = None,
     probs: Tensor | None = None,
 ) -> Path:
-    """Write a prediction: always labels/NAME.png, the rest as asked for; each file appears whole, the labels last.
+    """Write a prediction: always labels/NAME.png, the rest on request. Files are written atomically, the labels last.
 
     Args:
         folder: where to; sub-folders are made.
         name: of the image, as in `Images.names`; may have folders in it.
         labels: H×W uint8 class ids.
-        values: what stands for each class in the label file; the class ids when None. `file_values` of a class table
+        values: pixel value of each class in the label file; the class ids when None. `file_values` of a class table
             gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a mask.
         colors: C×3; also write colors/NAME.png, a palette image of the class ids.
         image: H×W×3; also write overlays/NAME.png, the colours over the image. Needs `colors`.
@@ -332,7 +332,7 @@ def write_prediction(
 
 
 def file_values(table: ClassTable) -> tuple[int, ...]:
-    """What stands for each class in the data set's own label files; the smallest value where there are several.
+    """Pixel value of each class in the data set's own label files; the smallest one if there are several.
 
     Raises:
         DataError: if the table has no value for a class.

@@ -96,7 +96,7 @@ class _TiffRows:
             try:
                 pixels, (_, _, _, left, _), _ = next(self.segments)
             except Exception as error:  # whatever the decoders of a broken file raise
-                raise DataError(f"can't read image {self.path} ({error}); repair the file or take it out") from error
+                raise DataError(f"can't read image {self.path} ({error}); repair or remove the file") from error
             if pixels is not None:  # a tile that the file leaves out is black
                 part = _rgb(pixels[0])[: self.segment, : self.shape[1] - left]
                 band[: len(part), left : left + part.shape[1]] = part

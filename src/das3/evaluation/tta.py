@@ -1,4 +1,4 @@
-"""A model's view of an image, zoomed and mirrored as asked for, and the mean of what it says of all views."""
+"""Test-time augmentation: mean prediction over scaled and mirrored versions of an image."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["TestTimeAugmentation"]
 
 @dataclass(frozen=True)
 class TestTimeAugmentation:
-    """The views of an image over which a model's probabilities are averaged.
+    """Versions of an image over which a model's probabilities are averaged.
 
     Attributes:
         segmenter: the model, on any device.
         size: what images are resized to before the network; the segmenter's own `preprocess.size` when None.
-        flip: also the mirrored image.
-        scales: zooms of the network's input.
+        flip: also use the mirrored image.
+        scales: factors on the size of the network's input.
 
     Raises:
         RecipeError: if a scale is not positive.
@@ -39,7 +39,7 @@ class TestTimeAugmentation:
 
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
-            raise RecipeError(f"--scales must be positive zooms such as 0.75,1,1.25, got {list(self.scales)}")
+            raise RecipeError(f"--scales must be positive numbers such as 0.75,1,1.25, got {list(self.scales)}")
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +51,7 @@ class TestTimeAugmentation:
         return resized_shape(shape, self.size if self.size is not None else self.segmenter.preprocess.size)
 
     def logits(self, images: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> list[Tensor]:
-        """Logits B×C×h×w of the images at `shape` and every zoom of it, mirrored ones turned back."""
+        """Logits B×C×h×w of the images at every scale of `shape`, mirrored ones mirrored back."""
         found = []
         for scale in self.scales:
             zoomed = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))

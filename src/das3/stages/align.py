@@ -1,4 +1,4 @@
-"""Stage 1, implicit feature alignment: the classifier is frozen and target features come to where it expects them."""
+"""Stage 1, implicit feature alignment: target features are moved to where the frozen classifier expects them."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ class AlignOptions(StageOptions):
     """Options of stage 1.
 
     Attributes:
-        alpha: scale of the focal entropic loss.
-        gamma: its focus: the larger, the less unsure pixels contribute.
-        detach_focus: keep the factor (1 − H)^γ out of the gradient. In the gradient, as in ATP's released code, it
-            makes every pixel of entropy above 1 / (γ + 1) less sure still.
+        alpha: weight of the focal entropy loss.
+        gamma: its focusing exponent: the larger, the less uncertain pixels contribute.
+        detach_focus: keep the factor (1 − H)^γ out of the gradient. With it in the gradient, as in the released code of
+            ATP, pixels of entropy above 1 / (γ + 1) become less certain still.
         diversity_weight: weight of the diversity loss.
-        entropy_weight: a, steepness of the diversity loss's pixel weights exp(−a H).
-        prior: what the diversity loss draws the mean prediction to: equal shares ("uniform", the paper's), or the mean
-            prediction of the model that enters the stage ("model"), since no street shows as many poles as road.
+        entropy_weight: a, steepness of the pixel weights exp(−a H) in the diversity loss.
+        prior: class distribution that the diversity loss pulls the mean prediction towards: equal shares ("uniform",
+            the paper), or the mean prediction of the model that enters the stage ("model"), since classes are not
+            equally frequent.
         class_balance: in [0, 1]; raises, in the prior "model", classes that win fewer pixels than their mean
             probability: q_c s_c^class_balance, see `das3.stages.priors.ClassPriors`.
-        color_transforms: train on transformed images (even illumination, grayscale, …) if the model is clearly more
-            confident on them, see `das3.stages.choose_transform`; often it is not.
+        color_transforms: train on colour-transformed images (even illumination, grayscale, …) if the model is clearly
+            more confident on them, see `das3.stages.choose_transform`.
     """
 
     steps: int = 60
@@ -64,7 +65,7 @@ class Align(Stage[AlignOptions]):
     def prepare(self, context: StageContext) -> Samples:
         """Choose the input transform, and compute the prior if it is the model's."""
         options = self.options
-        # Statistics that are held are those of the images as they are, so no other images may be shown.
+        # Fixed statistics are those of unchanged images, so images must not be transformed.
         context = choose_input_transform(
             context, color=options.color_transforms and options.bn_mode == "batch", upscale=False
         )

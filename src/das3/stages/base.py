@@ -1,4 +1,4 @@
-"""The interface of a stage: what a method has to say, and nothing that the training loop can do for it."""
+"""The interface of a stage: what a method has to define; everything else is done by the training loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OptionsT = TypeVar("OptionsT", bound=StageOptions)
 
 @dataclass(frozen=True)
 class StageTags:
-    """What `das3.testing.check_stage` may ask of a stage.
+    """Rules of `das3.testing.check_stage` that a stage follows.
 
     Attributes:
         ignores_padding: its loss does not depend on pixels that are not `valid`.
@@ -35,17 +35,17 @@ class StageTags:
 
 
 class Stage(nn.Module, ABC, Generic[OptionsT]):
-    """One method, or one step of a method: what it prepares, what it trains, its loss.
+    """A method, or one step of a method: what it prepares, what it trains, its loss.
 
-    A stage is a module so that whatever it carries from step to step (a running estimate, a teacher) is a buffer or a
+    A stage is a module so that state that it keeps between steps (a running estimate, a teacher) is a buffer or a
     submodule and is saved and resumed with the run. Parameters of its own that require gradients (an auxiliary decoder,
     a generator) are trained along.
 
     Attributes:
-        name: as in a recipe's `stages`.
+        name: its name in a recipe's `stages`.
         Options: dataclass of its options, each with its default.
         own_lr_factor: the learning rate of the stage's own parameters is this times `lr`.
-        tags: what the stage can't do, for `das3.testing.check_stage`.
+        tags: rules that the stage does not follow, for `das3.testing.check_stage`.
         pseudo_labels: what `prepare` stored, if it makes pseudo labels.
         input_transform: name of the transform (see `das3.input_transforms`) that `prepare` chose, if it tried any.
     """
@@ -66,7 +66,7 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         return segmenter.model.parameters()
 
     def prepare(self, context: StageContext) -> Samples:
-        """Do the stage's offline part with the model as it comes in, and say what the training samples are."""
+        """Do the stage's offline part with the incoming model, and return the training samples."""
         return context.samples(self.options)
 
     @abstractmethod
@@ -77,18 +77,18 @@ class Stage(nn.Module, ABC, Generic[OptionsT]):
         """
 
     def after_step(self, segmenter: Segmenter) -> None:
-        """Called after every optimiser step, e.g. to move a teacher."""
+        """Called after every optimiser step, e.g. to update a teacher."""
 
     def finish(self, context: StageContext) -> None:
-        """Called when all steps are done: what is left to do with the trained model."""
+        """Called after the last step, for work on the trained model."""
 
 
 def parameter_groups(segmenter: Segmenter, stage: Stage[Any], weight_decay: float) -> list[dict[str, Any]]:
     """Optimiser groups: the classifier and the stage's own parameters with their own rates; no weight decay on biases
     and norm layers.
 
-    Freezes everything of the segmenter that is not trained. Parameters that came frozen stay so (Caffe-style norm
-    layers), unless all did, as in a network that was put away for inference.
+    Freezes everything of the segmenter that is not trained. Parameters that were frozen before stay so (Caffe-style
+    norm layers), unless all were, as in a network that was saved for inference.
     """
     options = stage.options
     partly = any(p.requires_grad for p in segmenter.model.parameters())

@@ -20,7 +20,7 @@ class BatchNormOptions(StageOptions):
     """Options of BN re-estimation.
 
     Attributes:
-        target_weight: share of the target's statistics; the rest stays with the source's.
+        target_weight: weight of the target's statistics; the source's have the rest.
     """
 
     steps: int = option(0, low=0, high=0)

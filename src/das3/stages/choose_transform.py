@@ -16,7 +16,7 @@ from das3.stages.context import StageContext
 __all__ = ["ConfidenceStatistics", "choose_input_transform", "confidence_statistics"]
 
 MAX_IMAGES_FOR_SEARCH = 50
-"""About how many images each transform is tried on."""
+"""Approximate number of images that each transform is tried on."""
 MIN_MUTUAL_INFORMATION_GAIN = 0.01
 """A colour transform has to raise the mutual information by more than this share of log C."""
 MIN_ENTROPY_REDUCTION = 0.07
@@ -46,7 +46,7 @@ class ConfidenceStatistics(NamedTuple):
     def improves_on(self, other: ConfidenceStatistics, by: float) -> bool:
         """Whether the mutual information is larger by more than `by`, and the mean entropy smaller.
 
-        What merely turns background into objects may show more classes, but leaves the model in doubt.
+        A transform that turns background into objects may show more classes, but leaves the model uncertain.
         """
         return self.mutual_information > other.mutual_information + by and self.mean_entropy < other.mean_entropy
 

@@ -31,7 +31,7 @@ __all__ = ["StageContext"]
 T = TypeVar("T")
 
 MAX_IMAGES_FOR_STATISTICS = 500
-"""About how many images, evenly spread, means over many pixels are taken of."""
+"""Approximate number of images, evenly spaced, for means over many pixels."""
 
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
@@ -43,19 +43,19 @@ def _no_progress(items: Iterable[T], what: str, total: int) -> Iterable[T]:
 
 @dataclass
 class StageContext:
-    """Everything that a stage may see. It holds target images and no labels: there is nothing here to cheat with.
+    """Everything that a stage has access to: the model and target images, but no labels and no source data.
 
     Attributes:
         fabric: device, precision and processes.
-        segmenter: the model as it enters the stage, on the device.
+        segmenter: the incoming model, on the device.
         images: target images at the size they are trained at, H×W×3 uint8.
-        folder: where the stage keeps what it prepares; survives a kill.
+        folder: where the stage stores what it prepares; it is kept if the run is interrupted.
         seed: (seed of the run, number of the phase); everything random in the stage depends on it.
         crop: (height, width) of training samples.
         batch_size: images per batch, of all processes together, so that labels do not depend on how many there are.
         track: wraps a long iteration to show its progress.
-        transform: what is done to images before the model sees them, on norm statistics that are re-estimated on images
-            transformed so; None leaves the images, and the statistics that the model has, as they are.
+        transform: applied to images before they enter the model, with norm statistics re-estimated on transformed
+            images; None leaves images and statistics unchanged.
     """
 
     fabric: Fabric
@@ -78,14 +78,14 @@ class StageContext:
         return int(np.random.SeedSequence([*self.seed, *_OWN_STREAM]).generate_state(1, np.uint64)[0] >> 1)
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:
-        """Training samples of the target images, augmented as the options say; images are enlarged for labels alone."""
+        """Training samples of the target images, augmented by the options; upscaling applies to labels only."""
         images = self.images
         if self.transform is not None:
             images = _TransformedImages(self.images, replace(self.transform, upscale=1.0))
         return Samples(images, self.augmentation(options), seed=self.seed, maps=maps, order=order)
 
     def augmentation(self, options: StageOptions) -> Augmentation:
-        """How a sample is cut, as the options say."""
+        """Crop and augmentation of a sample, by the options."""
         return Augmentation(self.crop, scale=options.scale, color=options.color, blur=options.blur)
 
     def groups(self) -> list[list[int]]:
@@ -100,7 +100,7 @@ class StageContext:
         return groups
 
     def subset_groups(self, images: int = MAX_IMAGES_FOR_STATISTICS) -> list[list[int]]:
-        """Every n-th of `groups`, so that they hold about so many images."""
+        """Every n-th of `groups`, so that they hold about this many images."""
         groups = self.groups()
         return groups[:: max(1, round(len(self.images) / images))]
 
@@ -121,9 +121,9 @@ class StageContext:
     def label_all(
         self, name: str, label: Callable[[Tensor], dict[str, Tensor]], *, groups: Sequence[Sequence[int]] | None = None
     ) -> LabelStore:
-        """Run the model over target images in evaluation mode and store what `label` makes of its prediction.
+        """Run the model over target images in evaluation mode and store `label` of each prediction.
 
-        Memory is constant: one batch of predictions is held at a time. What a killed run had stored is not made again;
+        Memory is constant: one batch of predictions is held at a time. What an interrupted run had stored is kept;
         several processes share the work.
 
         Args:
@@ -146,7 +146,7 @@ class StageContext:
 
     @contextmanager
     def _transformed_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:
-        """Within, the model's norm statistics are those of transformed images, if there is a transform."""
+        """Context in which the model's norm statistics are those of transformed images, if there is a transform."""
         if self.transform is None:
             yield
             return
@@ -159,7 +159,7 @@ class StageContext:
 
         Args:
             groups: of images, from `groups`.
-            target_weight: share of the new statistics, the rest stays with the old.
+            target_weight: weight of the new statistics; the old ones have the rest.
         """
         batches = self.batches(self.own_share(self.subset_groups() if groups is None else groups))
         reestimate(
@@ -180,7 +180,7 @@ class StageContext:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _transformed(self, batch: Tensor) -> Sequence[Tensor]:
-        """A batch of transformed images, in parts that are no larger than the batch where they can be."""
+        """A batch of transformed images, in parts with no more pixels than the batch, where possible."""
         images = batch if self.transform is None else self.transform(batch)
         return torch.split(images, max(1, batch.numel() // images[0].numel()))
 

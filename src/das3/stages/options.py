@@ -1,4 +1,4 @@
-"""Options of the training loop and of every stage, with their ranges: one dataclass field says it all."""
+"""Options of the training loop and of every stage: a dataclass field holds name, type, default and range."""
 
 from __future__ import annotations
 
@@ -75,20 +75,21 @@ def _in_words(bounds: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How every stage is trained.
+    """Options of the training loop, the same for every stage.
 
     Attributes:
-        batch_size: samples per optimiser step and accumulation, over all processes.
-        accumulate: batches whose gradients are summed before a step.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
-        weight_decay: of weights; biases and norm layers have none.
-        power: of the polynomial decay of the learning rate.
-        warmup: share of the steps in which the rate rises linearly.
+        batch_size: samples per batch, over all processes.
+        accumulate: number of batches whose gradients are summed before each optimiser step.
+        optimizer: AdamW, or SGD with momentum 0.9.
+        weight_decay: weight decay; not applied to biases and norm layers.
+        power: exponent of the polynomial decay of the learning rate.
+        warmup: fraction of the steps in which the learning rate rises linearly.
         clip: largest gradient norm; 0 for no limit.
-        ema_decay: decay of the moving average of the weights that a stage hands on; 0 hands on those of its last step.
-        workers: processes that load images; 0 loads in the main process.
-        log_every: steps between two lines of metrics.jsonl.
-        checkpoint_every: steps between two checkpoints.
+        ema_decay: decay of the exponential moving average (EMA) of the weights, which each stage passes on; 0 passes on
+            the weights of the last step.
+        workers: number of processes that load images; 0 loads them in the main process.
+        log_every: number of steps between two lines of metrics.jsonl.
+        checkpoint_every: number of steps between two checkpoints.
     """
 
     batch_size: int = option(8, low=1)
@@ -112,14 +113,14 @@ class StageOptions:
     """Options that every stage has.
 
     Attributes:
-        steps: optimiser steps.
-        lr: learning rate at the end of the warm-up.
+        steps: number of optimiser steps.
+        lr: learning rate after the warm-up.
         head_lr_factor: the classifier's learning rate is this times `lr`.
-        bn_mode: statistics that batch-norm layers run on: each batch's ("batch"), re-estimated on the target images
-            before the stage and then held ("target"), or those the model came with ("frozen").
-        scale: smallest and largest random zoom of a training sample.
-        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
-        blur: probability of a random Gaussian blur.
+        bn_mode: statistics that batch-norm layers normalise with: each batch's ("batch"), re-estimated on the target
+            images before the stage and then fixed ("target"), or those of the model that comes in ("frozen").
+        scale: smallest and largest factor of random scaling of a training sample.
+        color: strength of random changes of brightness, contrast, saturation and hue; 0 for none.
+        blur: probability of random Gaussian blur.
     """
 
     steps: int = option(200, low=0)
@@ -133,4 +134,4 @@ class StageOptions:
     def __post_init__(self) -> None:
         check_ranges(self)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise RecipeError(f"scale={self.scale!r} must be two finite zooms above 0, the smaller one first")
+            raise RecipeError(f"scale={self.scale!r} must be two finite factors above 0, the smaller one first")

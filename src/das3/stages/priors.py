@@ -16,16 +16,16 @@ __all__ = ["ClassPriors", "class_priors"]
 PRIOR_GRID = 8
 """Cells per side of the grid on which the spatial prior is kept."""
 UNIFORM_PRIOR_IMAGES = 8
-"""Weight of a prior in which every place is alike, in images: few images say little of places."""
+"""Weight of a uniform spatial prior, in images: few images are little evidence about locations."""
 SHARE_SMOOTHING = 1e-3
-"""Added to the shares of a class before their ratio: of a class below a thousandth of the pixels little can be said."""
+"""Added to a class's shares before their ratio: below a thousandth of the pixels the ratio is unreliable."""
 
 
 class ClassPriors(NamedTuple):
     """Class priors of a model on the target images.
 
     Attributes:
-        spatial_prior: C×8×8 shares > 0: where it sees which class, of sum 1 in each cell of the grid.
+        spatial_prior: C×8×8 shares > 0 of the classes in each cell of a grid over the image; sum 1 in each cell.
         underprediction_ratio: C, above 0: the mean probability of a class over the share of pixels that the class wins.
     """
 

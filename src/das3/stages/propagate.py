@@ -1,4 +1,4 @@
-"""Stage 3, information propagation: a frozen copy teaches, easy images as they are and hard ones mixed in pairs."""
+"""Stage 3, information propagation: a frozen teacher labels easy images, and hard ones mixed in pairs."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ class PropagateOptions(StageOptions):
     """Options of stage 3.
 
     Attributes:
-        easy_share: share of the images, those of lowest mean entropy, that count as easy.
-        mix: class-mix hard images in pairs; without, they are shown as they are.
+        easy_share: fraction of the images that count as easy, those of lowest mean entropy.
+        mix: mix hard images in pairs, by class (ClassMix); without, they are used unmixed.
         class_balance: in [0, 1]; raises classes that win too few pixels in the teacher's labels, see
             `das3.pseudo_labels.adjust_posteriors`; 0 is the paper's plain argmax.
-        spatial_prior_weight: raises a class where in the images it is usually seen, see there; 0 is the paper's.
-        color_transforms: make the teacher's labels on transformed images, as in stage 2.
-        upscale: make them on enlarged images, as in stage 2.
-        pairwise_weight: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of one
-            class, see `das3.losses.pairwise_loss`; 0 is the paper's.
-        rare_temperature: T of rare-class sampling, as in stage 2, among the easy images and among the hard ones; the
-            class for which a hard one is drawn is among those that are mixed into the other. 0 is the paper's.
-        source_weight: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the
-            paper's.
+        spatial_prior_weight: raises each class in the part of the image where it usually occurs, see
+            `das3.pseudo_labels.adjust_posteriors`; 0 is the paper.
+        color_transforms: make the teacher's labels on colour-transformed images, as in stage 2.
+        upscale: make the teacher's labels on enlarged images, as in stage 2.
+        pairwise_weight: weight of the pairwise loss, which pulls neighbouring pixels of nearly equal colour to the same
+            class, see `das3.losses.pairwise_loss`; 0 is the paper.
+        rare_temperature: temperature of rare-class sampling, as in stage 2, separately among easy and hard images; the
+            class that a hard image was drawn for is always among those that are mixed into the other. 0 is the paper.
+        source_weight: weight interpolation: fraction, in [0, 1), of the incoming weights in those that the stage passes
+            on; 0 is the paper.
     """
 
     steps: int = 240
@@ -85,7 +86,7 @@ class Propagate(Stage[PropagateOptions]):
     Options = PropagateOptions
 
     def prepare(self, context: StageContext) -> Samples:
-        """Label and rank every image by the model that enters, the teacher."""
+        """Label and rank every image by the incoming model, the teacher."""
         options = self.options
         self.incoming_weights = copy_weights(context.segmenter)
         chosen = choose_input_transform(context, color=options.color_transforms, upscale=options.upscale)

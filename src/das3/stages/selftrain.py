@@ -1,4 +1,4 @@
-"""Stage 2, bidirectional self-training: f and g learn what the pixels are and what they surely are not."""
+"""Stage 2, bidirectional self-training: f and g learn from positive and negative pseudo labels."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ class SelfTrainOptions(StageOptions):
     """Options of stage 2.
 
     Attributes:
-        top_fraction: K, the share of each class's pixels that get a positive label.
-        thresholds: "image" keeps that share in each image, as the paper does; "data" keeps it over all images, and a
-            pixel is of the class that exceeds its threshold most, as in class-balanced self-training (CBST).
-        negative_threshold: a class below this probability is ruled out for the pixel.
+        top_fraction: K, fraction of each class's pixels that get a positive label, the most confident first.
+        thresholds: apply that fraction within each image ("image", the paper), or over all images ("data"), where each
+            pixel takes the class that exceeds its threshold most, as in class-balanced self-training (CBST).
+        negative_threshold: a class below this probability is a negative label of the pixel.
         positive_weight: weight of the positive loss.
         negative_weight: λ_neg, weight of the negative loss.
-        negative_form: "separate" sums −log(1 − p) over the ruled-out classes, "pooled" takes −log(1 − Σ p).
-        class_balance: in [0, 1]; raises classes that win too few pixels where positive labels are made, see
+        negative_form: "separate" sums −log(1 − p) over the negative classes, "pooled" takes −log(1 − Σ p).
+        class_balance: in [0, 1]; raises classes that win too few pixels when positive labels are made, see
             `das3.pseudo_labels.adjust_posteriors`; 0 is the paper's plain argmax.
-        spatial_prior_weight: raises a class where in the images it is usually seen, see there; 0 is the paper's.
-        color_transforms: make the labels on transformed images (even illumination, grayscale, …) if the model is
-            clearly more confident on them, see `das3.stages.choose_transform`; often it is not.
-        upscale: make them on enlarged images, if it is much more confident on those; often it is not.
-        pairwise_weight: weight of the pairwise loss, by which neighbouring pixels of nearly equal colour are of one
-            class, see `das3.losses.pairwise_loss`; 0 is the paper's.
-        rare_temperature: T of rare-class sampling, see `das3.data.rare_classes`: images that show classes with few
-            labels are drawn more often. 0 is the paper's, all images equally often.
-        source_weight: share, in [0, 1), of the weights that entered the stage in those that it hands on; 0 is the
-            paper's.
+        spatial_prior_weight: raises each class in the part of the image where it usually occurs, see
+            `das3.pseudo_labels.adjust_posteriors`; 0 is the paper.
+        color_transforms: make the labels on colour-transformed images (even illumination, grayscale, …) if the model is
+            clearly more confident on them, see `das3.stages.choose_transform`.
+        upscale: make the labels on enlarged images if the model is much more confident on them.
+        pairwise_weight: weight of the pairwise loss, which pulls neighbouring pixels of nearly equal colour to the same
+            class, see `das3.losses.pairwise_loss`; 0 is the paper.
+        rare_temperature: temperature of rare-class sampling, see `das3.data.rare_classes`: images with rare classes are
+            drawn more often; 0 draws all images equally often, as in the paper.
+        source_weight: weight interpolation: fraction, in [0, 1), of the incoming weights in those that the stage passes
+            on; 0 is the paper.
     """
 
     steps: int = 250
@@ -69,7 +70,7 @@ class SelfTrainOptions(StageOptions):
 
 
 class SelfTrain(Stage[SelfTrainOptions]):
-    """L_2 = L_pos + λ_neg L_neg on labels made offline by the model that enters. Source: DAS3, stage 2."""
+    """L_2 = L_pos + λ_neg L_neg on labels made offline by the incoming model. Source: DAS3, stage 2."""
 
     name = "selftrain"
     Options = SelfTrainOptions
@@ -106,12 +107,12 @@ class SelfTrain(Stage[SelfTrainOptions]):
         else:
             positives = positive_labels(adjusted, top_fraction=options.top_fraction)
         negatives = negative_labels(probs, threshold=options.negative_threshold)
-        # A rare class may have won where it is below the threshold; a pixel's own label is never ruled out.
+        # A rare class may have won where it is below the threshold; a pixel's positive label is never a negative one.
         negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives
         return {"labels": positives, "negatives": pack_negatives(negatives)}
 
     def finish(self, context: StageContext) -> None:
-        """Weights between those that came in and those that were trained."""
+        """Interpolate between the incoming and the trained weights."""
         interpolate_weights(context.segmenter, self.incoming_weights, self.options.source_weight)
 
     def negatives(self, logits: Tensor, batch: Sample) -> Tensor:

@@ -13,7 +13,7 @@ from das3.stages.context import StageContext
 __all__ = ["confidence_histogram", "data_set_thresholds", "label_above", "normalized_labels", "thresholds_of"]
 
 BINS = 4096
-# 24 octaves of 1 − p, down to float32's rounding: sure models differ there alone.
+# 24 octaves of 1 − p, down to float32's rounding: confident models differ only there.
 _OCTAVES = 24
 
 
@@ -31,8 +31,8 @@ def confidence_histogram(probs: Tensor) -> Tensor:
 
 
 def thresholds_of(histogram: Tensor, top_fraction: float) -> Tensor:
-    """λ_c, C float32: confidence that the surest `top_fraction` of the pixels predicted as c reach, to within half a
-    percent of its distance to 1; 1 for a class that is not predicted.
+    """λ_c, C float32: confidence reached by the most confident `top_fraction` of the pixels predicted as c, to within
+    half a percent of its distance to 1; 1 for a class that is not predicted.
 
     Args:
         histogram: C×BINS counts, see `confidence_histogram`.
@@ -54,7 +54,7 @@ def data_set_thresholds(
     *,
     adjust: Callable[[Tensor], Tensor] = lambda probs: probs,
 ) -> Tensor:
-    """λ_c over all target images, C float32, by one pass of the model that enters the stage.
+    """λ_c over all target images, C float32, by one pass of the incoming model.
 
     Args:
         context: model and images.
@@ -79,13 +79,13 @@ def normalized_labels(probs: Tensor, thresholds: Tensor, *, ignore_index: int = 
         thresholds: λ, C values.
         ignore_index: id of pixels without a label.
 
-    Source: CBST: a class may win although another is likelier.
+    Source: CBST; a class may win although another is more probable.
     """
     best, label = (probs / thresholds.clamp(min=1e-6).view(-1, 1, 1)).max(dim=0)
     return torch.where(best >= 1, label, ignore_index).to(torch.uint8)
 
 
 def label_above(probs: Tensor, thresholds: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """The likeliest class where its probability is at least its threshold, else `ignore_index`: H×W uint8."""
+    """The most probable class where its probability is at least its threshold, else `ignore_index`: H×W uint8."""
     best, label = probs.max(dim=0)
     return torch.where(best >= thresholds[label], label, ignore_index).to(torch.uint8)

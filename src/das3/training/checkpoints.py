@@ -1,4 +1,4 @@
-"""Checkpoints that survive kill -9: written beside, synced, renamed into place; read without running pickled code."""
+"""Checkpoints that survive kill -9: written to a temporary file, synced, renamed; read without running pickled code."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save tensors, numbers, strings and containers of them, atomically.
 
     Raises:
-        TrainingError: if the disk does not take it; the previous checkpoint is still whole.
+        TrainingError: if it can't be written; the previous checkpoint stays intact.
     """
     try:
         with _interrupts_postponed(), writing_atomically(path) as file:
             torch.save(state, file)
     except OSError as error:
         raise TrainingError(
-            f"can't write {path} ({error.strerror}); free some space, then go on with --resume"
+            f"can't write {path} ({error.strerror}); free some space, then continue with --resume"
         ) from error
 
 
 @contextmanager
 def _interrupts_postponed() -> Iterator[None]:
-    """Ctrl-C within takes effect afterwards: inside torch.save it would come out as a RuntimeError."""
+    """Ctrl-C within it takes effect afterwards: inside torch.save it would come out as a RuntimeError."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return

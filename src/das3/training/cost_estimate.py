@@ -1,7 +1,7 @@
-"""A dry run: everything is opened and checked, every stage takes a step or two, and nothing is kept.
+"""A dry run: open and check everything, take a step or two of each stage, estimate time and memory, keep nothing.
 
-The steps are those of the training loop itself, on the two largest images. Where the device is too slow for that,
-images and crops are made smaller and the numbers scaled by the pixels.
+The steps are those of the training loop itself, on the two largest images. If the device is too slow for
+that, images and crops are made smaller, and the numbers are scaled by the number of pixels.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ _TINY_LR = 1e-12  # so that a step without its warm-up can't spoil the next
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage takes.
+    """Cost of a stage.
 
     Attributes:
         name: of the stage.
-        times: how often the recipe runs it.
+        times: number of times that the recipe runs it.
         steps: optimiser steps each time.
-        step_seconds: of one.
-        prepare_seconds: before the first, at most: statistics and labels of all images, and what takes only some of
-            them counted as if it took all.
+        step_seconds: seconds per step.
+        prepare_seconds: upper bound of the seconds before the first step: statistics and labels of all images; passes
+            over a part of the images are counted as if they took all.
         memory: bytes on a device, at the peak.
-        measured: whether the device counted them; else they are computed: weights, gradients, optimiser, average of the
-            weights, and what autograd saves.
+        measured: whether the device counted them; otherwise they are computed from weights, gradients, optimiser,
+            average of the weights, and what autograd saves.
     """
 
     name: str
@@ -73,22 +73,22 @@ class StageCost:
 
     @property
     def seconds(self) -> float:
-        """Of the stage in all."""
+        """Seconds of the stage in total."""
         return self.times * (self.prepare_seconds + self.steps * self.step_seconds)
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would take.
+    """Cost of a run.
 
     Attributes:
-        model: in one line.
-        images: how many target images.
+        model: description in one line.
+        images: number of target images.
         size: (height, width) of the largest at its training size.
-        labelled: how many images are evaluated on.
-        device: where.
+        labelled: number of images for evaluation.
+        device: where the run would take place.
         crop, batch_size: of a step on one device.
-        shrink: factor on the sides of images and crops that the numbers were scaled up from; 1 where they were not.
+        shrink: factor on the sides of images and crops that the numbers were scaled up from; 1 if they were not.
         stages: the stages' costs.
         evaluation_seconds: of one evaluation; there is one before the stages and one after each.
     """
@@ -106,7 +106,7 @@ class DryRun:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run."""
+        """Seconds of the whole run."""
         evaluations = 1 + sum(stage.times for stage in self.stages)
         return sum(stage.seconds for stage in self.stages) + evaluations * self.evaluation_seconds
 
@@ -134,12 +134,12 @@ class DryRun:
             )
         if self.labelled:
             lines.append(f"{'each evaluation':<16}{_duration(self.evaluation_seconds):>38}")
-        lines += ["", f"in all about {_duration(self.seconds)}, {_size(self.memory)} ({kind})"]
+        lines += ["", f"total: about {_duration(self.seconds)}, {_size(self.memory)} ({kind})"]
         if kind == "computed":
-            lines.append("a device needs its convolutions' workspaces and its runtime besides")
+            lines.append("workspaces of convolutions and the device's runtime come on top")
         if self.shrink < 1:
             lines.append(
-                f"this device is slow: seen at {self.shrink:.2f} of the sides, and scaled by the number of pixels"
+                f"slow device: measured at {self.shrink:.2f} of the image sides, and scaled up by the number of pixels"
             )
         return "\n".join([*lines, "nothing was written"])
 
@@ -163,7 +163,7 @@ def dry_run(recipe: Recipe, *, trust: bool = False) -> DryRun:
         trust: as of `das3.adapt`.
 
     Raises:
-        RecipeError, ModelError, DataError: as the run itself would, and if a stage does not fit into the device.
+        RecipeError, ModelError, DataError: as the run itself would, and if a stage does not fit into memory.
         TrainingError: if a loss is not finite.
     """
     source = open_images(recipe.images)
@@ -214,14 +214,14 @@ def affordable(recipe: Recipe, segmenter: Segmenter, images: Images, fabric: Fab
 
 
 def _steps(fabric: Fabric) -> int:
-    """How many steps are taken; the first one does not count."""
+    """Number of steps to take; the first one is not timed."""
     return 6 if fabric.device.type == "cuda" else 2
 
 
 def stage_cost(
     recipe: Recipe, name: str, segmenter: Segmenter, images: Images, fabric: Fabric, shrink: float = 1.0
 ) -> StageCost:
-    """Prepare a stage and take its steps on the largest images.
+    """Prepare a stage and take a few steps on the largest images.
 
     Args:
         recipe: with `crop`.
@@ -232,7 +232,7 @@ def stage_cost(
         shrink: see `affordable`.
 
     Raises:
-        RecipeError: if it does not fit into the device.
+        RecipeError: if it does not fit into the device's memory.
     """
     assert recipe.crop is not None
     options = recipe.options_of(name)
@@ -263,7 +263,7 @@ def stage_cost(
                 train(fabric, segmenter, stage, samples, loop, seed=seed, report=report)
         except torch.OutOfMemoryError as error:
             raise RecipeError(
-                f"stage {name} does not fit into this device with {batch_size} crops of {crop[1]}×{crop[0]} at a time; "
+                f"stage {name} does not fit into memory with {batch_size} crops of {crop[1]}×{crop[0]} at a time; "
                 "lower --batch-size (and raise --accumulate) or --crop"
             ) from error
     more_pixels = math.prod(recipe.crop) / math.prod(crop)
@@ -289,7 +289,7 @@ def _shrunk(shape: tuple[int, int], shrink: float) -> tuple[int, int]:
 
 
 def _largest(images: Images, count: int) -> list[int]:
-    """Indices of the images of most pixels."""
+    """Indices of the images with the most pixels."""
     order = np.argsort([-math.prod(size) for size in images.sizes()], kind="stable")
     return [int(i) for i in order[:count]]
 
@@ -318,11 +318,11 @@ class _Saved:
         self.peak = 0
 
     def next_step(self) -> None:
-        """What is saved from now on belongs to another step."""
+        """Start counting for another step."""
         self.peak, self.sizes = max(self.peak, sum(self.sizes.values())), {}
 
     def watching(self, *modules: nn.Module) -> saved_tensors_hooks:
-        """Context in which what is saved is counted; `modules` hold the weights."""
+        """Context that counts the saved tensors; `modules` hold the weights, which are not counted."""
         tensors = [t for module in modules for t in module.state_dict().values()]
         self.weights = {t.untyped_storage().data_ptr() for t in tensors}
         self.shapes = {t.shape for t in tensors}

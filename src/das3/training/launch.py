@@ -36,14 +36,14 @@ __all__ = ["Result", "check_classes", "launch_run", "open_evaluation", "open_mod
 
 @dataclass(frozen=True)
 class Result:
-    """What an adaptation hands back.
+    """Result of an adaptation.
 
     Attributes:
-        model: the adapted network, of the type that came in, on the CPU and in evaluation mode.
-        segmenter: the same, with its preprocessing and class names: RGB images in [0, 1] to logits.
-        metrics: what summary.json says: a row per stage with its seconds, and mIoU in percent if labels were given.
+        model: the adapted network, of the same type as the one given, on the CPU and in evaluation mode.
+        segmenter: the same network with its preprocessing and class names: RGB images in [0, 1] to logits.
+        metrics: contents of summary.json: a row per stage with its seconds, and mIoU in percent if labels were given.
         pseudo_labels: labels of the last self-training stage per image, or None if no stage made any.
-        folder: of the run.
+        folder: the run folder.
     """
 
     model: nn.Module
@@ -93,12 +93,12 @@ def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None
         trust=trust,
     )
     if segmenter.num_classes > 255:
-        raise ModelError(f"the model has {segmenter.num_classes} classes; das3 takes 255 at most")
+        raise ModelError(f"the model has {segmenter.num_classes} classes; das3 supports at most 255")
     return segmenter
 
 
 def open_evaluation(recipe: RunOptions, segmenter: Segmenter) -> Labelled | None:
-    """The labelled images that the recipe names for evaluation, if it does; their classes are the segmenter's."""
+    """The labelled images for evaluation that the recipe names, with the segmenter's classes; None if it names none."""
     if recipe.eval_images is None:
         return None
     labelled = open_labelled(
@@ -159,12 +159,12 @@ def launch_run(
     and end here; process 0 writes and returns.
 
     Args:
-        segmenter: the model as it comes in.
+        segmenter: the model before the first phase.
         images: to train on, at any size.
         phases: in order.
         recipe: device, precision, folder and the loop's options.
         evaluation: labelled images to measure on, before the first and after every phase.
-        resume: go on where the run in the folder stopped.
+        resume: continue the run in the folder where it stopped.
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
         measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.

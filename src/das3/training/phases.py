@@ -1,4 +1,4 @@
-"""The stages' way through a run: each phase is prepared, trained, measured and saved, from where the run stands."""
+"""Run the stages in order: each phase is prepared, trained, measured and saved, starting where the run stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Measure = Callable[[Segmenter], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training: a stage, or one round of it."""
+    """A stage, or one round of it."""
 
     name: str
     make: Callable[[], Stage[Any]]
@@ -43,7 +43,7 @@ class Phase:
 
 @dataclass
 class Outcome:
-    """What the phases leave behind.
+    """Result of the phases.
 
     Attributes:
         rows: one per phase, the first being "source".
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def phases_of(recipe: Recipe) -> list[Phase]:
-    """The recipe's stages in order; a stage of several rounds is run that often."""
+    """The recipe's stages in order; a stage of several rounds appears that many times."""
     phases: list[Phase] = []
     for stage in recipe.stages:
         options, kind = recipe.options_of(stage), find_stage(stage)
@@ -80,17 +80,17 @@ def run_phases(
     display: Display,
     measure_every: int = 0,
 ) -> Outcome:
-    """Train `segmenter` in place through all phases, from where the run stands.
+    """Train `segmenter` in place through all phases, starting where the run stopped.
 
     Args:
         run: the run folder.
         fabric: device, precision and processes.
-        segmenter: the model as it came in.
+        segmenter: the model before the first phase.
         images: target images, already at their training size.
         phases: in order.
         measure: called before the first and after each phase.
-        display: what a person sees.
-        measure_every: also measure about every so many steps of a phase, and log it; 0 does not.
+        display: shows the progress.
+        measure_every: also measure about every this many steps of a phase, and log it; 0 for never.
     """
     return _Progression(run, fabric, segmenter, images, phases, measure, display, measure_every).run_all()
 
@@ -126,7 +126,7 @@ class _Progression:
         return self.outcome
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Take up the rows, labels and weights of the phases that are done."""
+        """Restore the rows, labels and weights of the phases that are finished."""
         self.outcome = Outcome(rows=list(state["rows"]))
         if state.get("labels"):
             self.outcome.pseudo_labels = LabelStore(self.run.folder / state["labels"], self.images.names)
@@ -214,7 +214,7 @@ class _Progression:
 
 
 class _Clock:
-    """Seconds of a phase, those of an interrupted run before it included, measuring left out."""
+    """Seconds of a phase without measuring, including those of a run that was interrupted in it."""
 
     def __init__(self, seconds: float) -> None:
         self.began = time.perf_counter() - seconds

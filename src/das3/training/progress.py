@@ -1,4 +1,4 @@
-"""What a person sees while das3 works: a live display on a terminal, else a line now and then, nothing if quiet."""
+"""Progress output: a live display on a terminal, otherwise a line every few seconds, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Display:
 
     Args:
         quiet: show nothing.
-        interval: seconds between two lines where the output is no terminal.
+        interval: seconds between two lines if the output is not a terminal.
     """
 
     def __init__(self, *, quiet: bool = False, interval: float = 10.0) -> None:
@@ -50,7 +50,7 @@ class Display:
         self.bars.stop()
 
     def say(self, text: str) -> None:
-        """One lasting line."""
+        """Print a line that stays."""
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
@@ -63,7 +63,7 @@ class Display:
             self._finish(what)
 
     def step(self, stage: str, record: Record) -> None:
-        """Show where a stage's training stands."""
+        """Show the progress of a stage's training."""
         losses = "  ".join(f"{name} {value:.4f}" for name, value in record.losses.items())
         self._show(stage, record.step, record.steps, f"{losses}  {record.images_per_second:.1f} images/s")
         if record.step == record.steps:

@@ -1,4 +1,4 @@
-"""A run folder: what is in it, and how it is begun and taken up again.
+"""A run folder: its files, and how a run starts and resumes.
 
 RUN/recipe.yaml      the resolved recipe
 RUN/metrics.jsonl    losses every few steps          RUN/tensorboard/  the same
@@ -40,8 +40,8 @@ class Run:
 
     Args:
         folder: of the run.
-        recipe: what is run.
-        resume: go on where the run in this folder stopped.
+        recipe: its options.
+        resume: continue the run in this folder where it stopped.
 
     Raises:
         RecipeError: if the folder holds a run and `resume` is not given, or that run has another recipe.
@@ -52,7 +52,7 @@ class Run:
         saved = self.folder / "recipe.yaml"
         if saved.exists():
             if not resume:
-                raise RecipeError(f"{folder} already holds a run; go on with --resume, or choose another --out")
+                raise RecipeError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
             _same_recipe(saved, recipe)
             _remove_halves(self.folder)
         elif self.folder.exists() and any(self.folder.iterdir()):
@@ -67,14 +67,14 @@ class Run:
         return self.folder / "checkpoints"
 
     def last(self) -> dict[str, Any]:
-        """The state to go on from; that of a fresh run if there is no checkpoint."""
+        """The state to continue from; that of a new run if there is no checkpoint."""
         path = self.checkpoints / "last.pt"
         if not path.exists():
             return {"phase": 0, "step": 0, "rows": [], "seconds": 0.0}
         return _up_to_date_state(load_checkpoint(path))
 
     def write_summary(self, rows: Sequence[dict[str, Any]], *, gap_closed: float | None = None) -> dict[str, Any]:
-        """Write summary.json and return what it says."""
+        """Write summary.json and return its contents."""
         summary = {
             "stages": [
                 {key: row.get(key) for key in ("name", "input_transform", "miou", "per_class_iou", "seconds")}
@@ -95,7 +95,7 @@ def _remove_halves(folder: Path) -> None:
 
 
 def _up_to_date_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint of das3 0.1 as one of today: some of its keys had other names."""
+    """A checkpoint of das3 0.1 in the present format: some of its keys had other names."""
     if "average" in state:
         state["ema"] = state.pop("average")
         state["stage"] = {key: value for key, value in state["stage"].items() if key != "running"}
@@ -111,19 +111,19 @@ def _same_recipe(saved: Path, recipe: RunOptions) -> None:
     for key in sorted((before.keys() | now.keys()) - NON_RESULT_OPTIONS):
         if before.get(key) != now.get(key):
             raise RecipeError(
-                f"{saved.parent} was begun with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                f"{saved.parent} was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
                 "resume with the same options, or choose another --out"
             )
 
 
 def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]], donor: Path | None = None) -> None:
-    """Begin a run where another of the same model, images and seed stood after phases that both have; resume it then.
+    """Start a run from the phases that another run of the same model, images and seed shares with it; resume it then.
 
     Args:
         folder: of the new run.
         recipe: of the new run.
-        rows: of the source model and of the phases that are taken over.
-        donor: folder of the other run, where there is more than the source model's row.
+        rows: of the source model and of the shared phases.
+        donor: folder of the other run; needed if there is more than the source model's row.
     """
     count, to = len(rows) - 1, folder / "checkpoints"
     to.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]]
 
 
 class Log:
-    """metrics.jsonl and TensorBoard; lines of steps that a resumed run does again are dropped."""
+    """metrics.jsonl and TensorBoard; lines of steps that a resumed run repeats are dropped."""
 
     def __init__(self, folder: Path, phase: int, step: int) -> None:
         self.path = folder / "metrics.jsonl"
@@ -151,7 +151,7 @@ class Log:
         self.board = SummaryWriter(str(folder / "tensorboard"))
 
     def add(self, phase: int, stage: str, record: Record, seconds: float, measured: dict[str, float]) -> None:
-        """Write what the loop reports, with whatever was measured."""
+        """Write the loop's report, with measurements if there are any."""
         line = {"stage": stage, "phase": phase, **asdict(record), "seconds": round(seconds, 3), **measured}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -168,5 +168,5 @@ def _is_before(line: str, phase: int, step: int) -> bool:
 
 
 def weights_after(number: int, phase: str) -> Path:
-    """Where a run folder has the weights after a phase."""
+    """Path of the weights after a phase in a run folder."""
     return Path("checkpoints", f"{number}-{phase}.pt")

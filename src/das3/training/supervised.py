@@ -1,6 +1,6 @@
 """Supervised training: the source model, and the oracle, which is the same on the target's labels.
 
-With `advent.py` the one place besides evaluation where labels are read, and no adaptation code imports either.
+Besides evaluation, only this module and `advent.py` read labels; no adaptation code imports either.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class SourceRecipe(RunOptions, StageOptions):
     """Options of a supervised training.
 
     Attributes:
-        labels: labels of the images, a parallel folder; none for a published data set.
-        steps: optimiser steps.
-        color: strength of the random brightness, contrast, saturation and hue changes, 0 for none.
+        labels: labels of the images, a folder with the same file names; not needed for a published data set.
+        steps: number of optimiser steps.
+        color: strength of random changes of brightness, contrast, saturation and hue; 0 for none.
     """
 
     labels: str | None = None
@@ -54,7 +54,7 @@ class SourceRecipe(RunOptions, StageOptions):
 
 
 def part_of(recipe: Any, kind: type[T]) -> T:
-    """The fields of a recipe that a dataclass, one of its bases, has."""
+    """The part of a recipe that belongs to `kind`, one of its base classes."""
     return kind(**{f.name: getattr(recipe, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
@@ -66,7 +66,7 @@ class SupervisedLabels:
         self.kept: dict[int, NDArray[np.uint8]] = {}
 
     def __call__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:
-        """Those of image i, under "labels"."""
+        """Label map of image i, under "labels"."""
         if i not in self.kept:
             label = resize_label(self.labelled.label(i), self.sizes[i])
             if len(self.labelled) > 5000:
@@ -110,7 +110,7 @@ def train_supervised(
         labelled: images and labels.
         recipe: the options.
         evaluation: labelled images to measure on, before and after.
-        resume: go on where the run stopped.
+        resume: continue the run where it stopped.
         quiet: show no progress.
         name: of the row in summary.json.
 

@@ -99,6 +99,6 @@ def _parse(spec: str) -> dict[str, Any]:
         raise DataError(f"{spec}: {', '.join(sorted(unknown))} is no option; there are split, condition and classes")
     if "classes" in options:
         if not options["classes"].isdigit():
-            raise DataError(f"{spec}: classes={options['classes']} is no number")
+            raise DataError(f"{spec}: classes={options['classes']} is not a number")
         options["classes"] = int(options["classes"])
     return {"name": name, "root": root, **options}

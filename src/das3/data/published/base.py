@@ -1,4 +1,4 @@
-"""What all published data sets share: where the files of a split are, and what the values in the labels mean."""
+"""Base of all published data sets: where the files of a split are, and what the label values mean."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ class Polygons:
                 if number is not None and not shape.get("deleted") and len(points) > 1:
                     draw.polygon(points, fill=number)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"can't read polygons {path} ({error}); repair the file or take it out") from error
+            raise DataError(f"can't read polygons {path} ({error}); repair or remove the file") from error
         return np.array(picture)
 
     def _id(self, name: str, path: Path) -> int | None:

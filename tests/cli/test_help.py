@@ -1,0 +1,148 @@
+"""What a user meets before anything runs: help, switches, misspelt options, completion, pipes and Ctrl-C."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from das3.cli import main
+from das3.cli.command import command_parser
+from das3.cli.completion import completion_script
+from das3.cli.overview import COMMANDS, overview
+from das3.recipe import recipe_names
+
+
+def printed(capsys, *arguments):
+    """What a command prints before it exits with status 0."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_two_screens_and_begins_with_what_the_command_does(command, capsys):
+    text = printed(capsys, command, "--help")
+    lines = text.splitlines()
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 100
+    assert COMMANDS[command][1:] in text
+    assert f"  {command}" in overview()
+
+
+def test_help_all_shows_every_option_of_the_default_stages_and_names_the_others(capsys):
+    first, everything = printed(capsys, "adapt", "--help"), printed(capsys, "adapt", "--help-all")
+    for option in ("--model", "--images", "--out", "--recipe", "--eval-images", "--dry-run"):
+        assert f"  {option} " in first or f"  {option}\n" in first
+    for option in ("--ema-decay", "--weight-decay", "--align.gamma", "--propagate.easy-share", "--output-key"):
+        assert option not in first
+        assert everything.count(f"  {option} ") == 1
+    assert "--cbst." not in everything
+    assert "cbst" in everything
+    parser, _ = command_parser("adapt")
+    options = {o for a in parser._actions for o in a.option_strings if "." not in o and not o.endswith("+")}
+    assert not [o for o in options - {"--print_config", "-h"} if not re.search(rf"{re.escape(o)}\b", everything)]
+
+
+def test_help_of_one_stage_a_baseline_too(capsys):
+    assert "--cbst.top-fraction" in printed(capsys, "adapt", "--help-stage", "cbst")
+    assert main(["adapt", "--help-stage", "cbts"]) == 2
+    assert "cbts" in capsys.readouterr().err
+
+
+def test_a_misspelt_option_or_command_gets_a_suggestion(capsys):
+    for given, meant in (
+        (["adapt", "--align.setps", "3"], "--align.steps"),
+        (["adapt", "--eval_images=x"], "--eval-images"),
+        (["adpat"], "adapt"),
+    ):
+        assert main(given) == 2
+        error = capsys.readouterr().err
+        assert f"did you mean {meant}?" in error
+        assert error.count("\n") == 1
+    assert main(["adapt", "--xyzzy"]) == 2
+    assert "`das3 adapt --help`" in capsys.readouterr().err
+
+
+def test_switches_need_no_value():
+    from das3.cli.arguments import prepare
+
+    parser, _ = command_parser("predict")
+    for given, flip, overlays in (
+        (["--flip", "--overlays"], True, True),
+        (["--flip", "false", "--overlays", "--tile", "8"], False, True),
+        (["--flip=true"], True, False),
+    ):
+        parsed = parser.parse_args(prepare(parser, given))
+        assert (parsed.flip, parsed.overlays) == (flip, overlays)
+
+
+def test_every_recipe_has_a_title_of_one_whole_sentence(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert all(line.endswith(".") and len(line) > 30 for line in lines), lines
+
+
+def test_bash_completes_options_and_paths(tmp_path):
+    (tmp_path / "script").write_text(completion_script("bash"))
+    (tmp_path / "data").mkdir()
+    code = """source ./script
+        try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_das3; echo "${COMPREPLY[@]}"; }
+        try das3 adapt --images da
+        try das3 adapt --eval-im
+        try das3 ada
+        complete -p das3"""
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    path, option, command, registered = done.stdout.splitlines()
+    assert path.strip() == "data"
+    assert option.strip() == "--eval-images"
+    assert command.strip() == "adapt"
+    assert "-o default" in registered
+
+
+def test_version_and_overview_need_no_torch():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for argument, word in (("--version", "das3 0"), ("--help", "train-source")):
+        done = subprocess.run([sys.executable, "-m", "das3", argument], capture_output=True, text=True, check=True)
+        assert word in done.stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < 1, "half a second each"
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line():
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from das3.cli import main
+sys.exit(main(["adapt", "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr.strip().count("\n") == 0
+    assert "interrupted" in done.stderr
+
+
+@pytest.mark.parametrize("buffering", ["-u", "-s"])
+def test_a_reader_that_leaves_gives_no_traceback(buffering, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    for code in ("main(['--help'])", "main(['completion', '--help'])"):
+        whole = f"from das3.cli import main; raise SystemExit({code})"
+        running = subprocess.Popen(
+            [sys.executable, buffering, "-c", whole], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait() in (0, 1)  # argparse itself ignores that --help has no reader
