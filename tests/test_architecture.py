@@ -26,7 +26,8 @@ LAYERS = """
     stages
     data segmenter pseudo_labels
     ema input_transforms losses norms
-    distributed files errors
+    distributed files
+    errors
 """
 RANK = {room: rank for rank, layer in enumerate(LAYERS.split("\n")) for room in layer.split()}
 GRAPH = SCRIPT["import_graph"](ROOT)
