@@ -24,7 +24,8 @@ LAYERS = """
     registry
     baselines
     stages
-    data segmenter pseudo_labels
+    segmenter
+    data pseudo_labels
     ema input_transforms losses norms
     distributed files
     errors

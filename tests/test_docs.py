@@ -83,6 +83,27 @@ def test_the_method_of_the_page_trains_what_it_says(mine, tmp_path):
     assert not torch.equal(result.model[0].weight, network[0].weight)
 
 
+@pytest.mark.parametrize("name", ["adapt", "predict"])
+def test_the_options_that_the_page_of_science_images_names_are_there(name, capsys):
+    text = (PAGE.parent / "science_images.md").read_text()
+    with pytest.raises(SystemExit):
+        main([name, "--help-all"])
+    known = capsys.readouterr().out
+    options = {option for option in re.findall(r"--[a-z][a-z-]+", text) if option != "--ids"}
+    assert {"--pixel-range", "--nodata", "--bands", "--rgb-bands", "--input-max", "--in-channels"} <= options
+    assert all(option in known for option in options)
+
+
+def test_the_page_s_command_for_four_bands_is_understood(tmp_path, capsys):
+    text = (PAGE.parent / "science_images.md").read_text().replace("\\\n", " ")
+    command = next(line.split() for line in text.splitlines() if "--mean" in line and line.startswith("das3"))
+    assert (
+        main([{"M": "das3:small", "DIR": str(tmp_path), "RUN": str(tmp_path / "run")}.get(a, a) for a in command[1:]])
+        == 2
+    )
+    assert "no images found" in capsys.readouterr().err
+
+
 def test_the_method_of_the_page_can_be_named_in_the_benchmark(mine, capsys):
     command = next(line.split() for line in PAGE.read_text().splitlines() if line.startswith("das3 benchmark"))
     methods = command[command.index("--methods") + 1].split(",")

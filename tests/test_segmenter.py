@@ -206,7 +206,7 @@ def test_broken_network():
             self.conv = nn.Conv2d(5, 2, 1)
 
         def forward(self, x):
-            return self.conv(x)
+            return self.conv(x[:, :4])
 
     with pytest.raises(ModelError, match=r"can't be run.*5"):
         Segmenter(Broken())
@@ -232,9 +232,9 @@ def test_align_corners():
 
 def test_preprocess():
     pixels = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
-    caffe = Preprocess((104, 117, 123), (1, 1, 2), value_range=255, channels="bgr")
+    caffe = Preprocess((104, 117, 123), (1, 1, 2), input_max=255, channels="bgr")
     torch.testing.assert_close(caffe(pixels).flatten(), torch.tensor([-104.0, 127.5 - 117, (255 - 123) / 2]))
-    for wrong in ({"std": (1, 0, 1)}, {"mean": (1, 2)}, {"channels": "hsv"}, {"value_range": 0}):
+    for wrong in ({"std": (1, 0, 1)}, {"mean": (1, 2)}, {"channels": "hsv"}, {"input_max": 0}):
         with pytest.raises(ModelError):
             Preprocess(**wrong)
 

@@ -13,6 +13,7 @@ from torch import nn
 from das3.data.labels import Labelled
 from das3.data.open import open_images
 from das3.errors import RecipeError
+from das3.models.image_reading import fit_images
 from das3.models.trust import refuse_code
 from das3.recipe import Recipe, load_recipe, recipe_from
 from das3.training.launch import Result, check_classes, launch_run, open_evaluation, open_model
@@ -62,9 +63,10 @@ def adapt(
     if isinstance(recipe, str | Path) and model is None:
         refuse_code(settings.model, str(recipe), trust=trust, instead="the argument `model`")
     target = open_images(images if images is not None else _required(settings.images, "images"))
+    segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model, trust=trust)
+    target = fit_images(target, segmenter, settings)
     if not is_started_by_das3():  # else process 0 has done so
         target.verify()
-    segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model, trust=trust)
     labelled = check_classes(evaluation, segmenter) if evaluation else open_evaluation(settings, segmenter)
     return launch_run(
         segmenter,

@@ -54,11 +54,13 @@ class InputTransform:
         color_transforms: keys of `COLOR_TRANSFORMS`, one after another.
         upscale: approximate factor on the size.
         illumination: 1×1×h×w, divided out of the images first, see `estimate_illumination`; None for none.
+        rgb: indices of the bands that are red, green and blue, which alone change their colours; None for all bands.
     """
 
     color_transforms: tuple[str, ...] = ()
     upscale: float = 1.0
     illumination: Tensor | None = None
+    rgb: tuple[int, int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -73,16 +75,25 @@ class InputTransform:
         return height, width
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Transform images B×3×H×W in [0, 1]."""
+        """Transform images B×K×H×W in [0, 1]."""
         size = images.shape[-2:]
+        if self.rgb is None:
+            images = self._recolored(images)
+        elif self.color_transforms or self.illumination is not None:
+            bands, images = list(self.rgb), images.clone()
+            images[:, bands] = self._recolored(images[:, bands])
+        if self.upscale == 1:
+            return images
+        return F.interpolate(images, size=self.size(size), mode="bilinear", align_corners=False)
+
+    def _recolored(self, images: Tensor) -> Tensor:
         if self.illumination is not None:
+            size = images.shape[-2:]
             illumination = F.interpolate(self.illumination.to(images), size=size, mode="bilinear", align_corners=False)
             images = (images / illumination).clamp(max=1)
         for name in self.color_transforms:
             images = COLOR_TRANSFORMS[name](images)
-        if self.upscale == 1:
-            return images
-        return F.interpolate(images, size=self.size(size), mode="bilinear", align_corners=False)
+        return images
 
 
 def _enlarged(side: int, zoom: float) -> int:

@@ -21,9 +21,10 @@ from das3.errors import RecipeError
 from das3.recipes.old_names import FORMAT, refuse_old_names, up_to_date
 from das3.registry import find_stage, stage_types
 from das3.stages import StageOptions
-from das3.stages.options import LoopOptions
+from das3.stages.options import LoopOptions, option
 
 __all__ = [
+    "ImageOptions",
     "ModelOptions",
     "Recipe",
     "RunOptions",
@@ -50,10 +51,12 @@ class ModelOptions:
         classifier: name(s) of the last layer(s), which stage 1 freezes; detected if not given.
         num_classes: number of classes; read from the model if not given.
         class_names: names of the classes.
-        mean: mean that is subtracted from each colour channel; the model's own, or ImageNet's, if not given.
-        std: standard deviation that each colour channel is divided by; as for --mean.
-        value_range: largest pixel value that the network was trained on, 1 or 255.
-        channels: order of the colour channels.
+        mean: mean that is subtracted from each channel; the model's own, or ImageNet's, if not given.
+        std: standard deviation that each channel is divided by; as for --mean.
+        input_max: largest value that the network was trained on, before mean and std, 1 or 255; for the values in image
+            files see --pixel-range.
+        in_channels: number of channels that the network takes; detected if not given.
+        channels: meaning of the channels: rgb, bgr, grey (one channel), or bands (those of the images, any number).
         output_key: entry of the network's output that holds the logits.
         size: resize images to this shorter side, or to this height,width, before they enter the network; if not given,
             the model's input size, or else the images' own size.
@@ -65,16 +68,37 @@ class ModelOptions:
     classifier: list[str] | str | None = None
     num_classes: int | None = None
     class_names: list[str] | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    value_range: float | None = None
-    channels: Literal["rgb", "bgr"] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_max: float | None = option(None, above=0, old="value_range")
+    in_channels: int | None = option(None, low=1)
+    channels: Literal["rgb", "bgr", "grey", "bands"] | None = None
     output_key: str | int | None = None
     size: int | tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
-class RunOptions(LoopOptions, ModelOptions):
+class ImageOptions:
+    """How image files are read.
+
+    Attributes:
+        pixel_range: values in the image files that are dark and bright: "auto" finds them in a sample of the images,
+            "LOW,HIGH" gives them, "percentile:1,99" takes these percentiles of the sample, "dtype" all that the files'
+            type can hold. One range for all images, kept with the model; 8-bit pictures need none.
+        nodata: value of pixels without data in the image files, besides NaN and GeoTIFF's own tag.
+        bands: bands of the image files that the network sees, in its order: numbers from 1, or names.
+        rgb_bands: those of these bands that are red, green and blue, for colour changes and overlays; the first three
+            if not given.
+    """
+
+    pixel_range: str | list[float | str] | None = None
+    nodata: float | None = None
+    bands: list[int | str] | None = None
+    rgb_bands: list[int | str] | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions(LoopOptions, ImageOptions, ModelOptions):
     """Options of every run that trains, be it an adaptation or the training of a source model.
 
     Attributes:
@@ -236,7 +260,7 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: if a name is unknown or out of date, or a value does not fit.
     """
-    refuse_old_names(values, where)
+    refuse_old_names(values, where, Recipe)
     try:
         return recipe_of(_recipe_parser().parse_object({k: v for k, v in values.items() if k != "format"}))
     except ArgumentError as error:
@@ -287,7 +311,7 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
         raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{source} must be a mapping of options (name: value)")
-    return up_to_date(values, str(source))
+    return up_to_date(values, str(source), Recipe)
 
 
 def recipe_names() -> list[str]:

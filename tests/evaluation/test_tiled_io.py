@@ -4,13 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 from PIL import Image
+from torch import nn
 
 from das3.data.images import read_image
+from das3.data.open import open_images
 from das3.errors import DataError
+from das3.evaluation.predict import predict_labels, predict_to_file
 from das3.evaluation.tiled_io import PngWriter, _TiffRows, open_rows
-
-tifffile = pytest.importorskip("tifffile")
+from das3.segmenter import Segmenter
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (150, 90, 3), dtype=np.uint8)
@@ -64,7 +68,7 @@ def test_other_files_are_read_whole(tmp_path: Path, name: str) -> None:
 def test_a_packed_tiff_is_decoded_once_and_only_as_far_as_needed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", RGB, {"tile": (16, 32), "compression": "zlib"})
     with tifffile.TiffFile(path) as file:
-        rows = _TiffRows(path, file.pages[0])
+        rows = _TiffRows(path, file.pages[0], lambda stored: (stored, None))
         decoded = [len(rows.kept)]
         original = rows._next
         rows._next = lambda: decoded.append(16) or original()  # type: ignore[func-returns-value,method-assign,assignment]
@@ -117,3 +121,41 @@ def test_a_png_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError), PngWriter(tmp_path / "a.png", (150, 90)) as file:
         file.write(RGB[0, :, 0])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tile": (32, 32), "compression": "zlib"}, {"rowsperstrip": 7, "compression": "lzw"}]
+)
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_bands_of_a_deep_tiff_are_those_of_the_whole(tmp_path: Path, options: dict, byteorder: str) -> None:
+    """Of four bands, with places without data, which are known as soon as their rows are read."""
+    values = RNG.integers(1, 4001, (150, 90, 4), dtype=np.uint16)
+    values[:20], values[100:130, 50:] = 0, 0
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig", byteorder=byteorder,
+                     extratags=[(42113, 2, 0, "0", True)], **options)  # fmt: skip
+    images = open_images(tmp_path).fitted(3, bands=(4, 1, 2))
+    whole, valid = images.masked(0)
+    with open_rows(tmp_path / "a.tif", images.pixels) as rows:
+        assert isinstance(rows, _TiffRows) == bool(options)
+        for top, bottom in ((0, 40), (30, 70), (60, 150)):
+            np.testing.assert_array_equal(rows.read(top, bottom), whole[top:bottom])
+            assert rows.valid is not None
+            np.testing.assert_array_equal(rows.valid[:bottom], valid[:bottom])  # type: ignore[index]
+
+
+def test_a_deep_image_is_labelled_in_tiles_without_its_places_of_no_data(tmp_path: Path) -> None:
+    values = RNG.integers(1, 4001, (200, 150, 4), dtype=np.uint16)
+    values[150:, :70] = 0
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", tile=(32, 32), compression="zlib")
+    torch.manual_seed(0)
+    segmenter = Segmenter(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 3, 1)))
+    segmenter.pixels = open_images(path).fitted(4, nodata=0).pixels
+    labels = predict_labels(segmenter, path)
+    assert (labels[150:, :70] == 255).all()
+    assert (labels != 255).sum() == 200 * 150 - 50 * 70
+    for kinds, file in ((None, labels), ((0, 128, 255), np.array([0, 128, 255, *[0] * 253])[labels])):
+        predict_to_file(segmenter, path, tmp_path / "out.png", values=kinds, tile=64)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), file)
+    image, valid = open_images(path).fitted(4, recorded=segmenter.pixels).masked(0)
+    np.testing.assert_array_equal(predict_labels(segmenter, image)[valid], labels[valid])

@@ -76,7 +76,7 @@ def test_hugging_face_folder_keeps_its_processor(tmp_path):
     segmenter = load_segmenter(tmp_path / "in")
     assert segmenter.preprocess.size == (64, 96)
     assert segmenter.preprocess.mean == pytest.approx((0.1, 0.2, 0.3))
-    assert segmenter.preprocess.value_range == pytest.approx(1)
+    assert segmenter.preprocess.input_max == pytest.approx(1)
     save_segmenter(segmenter, tmp_path / "out")
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean == pytest.approx(
         [0.1, 0.2, 0.3]

@@ -105,7 +105,7 @@ def test_torchvision_and_smp_by_name(tmp_path):
 
 
 def test_preprocessing_options_win_and_are_saved(user_code):
-    given = {"mean": [104, 117, 123], "std": [1, 1, 1], "value_range": 255, "channels": "bgr", "size": [48, 64]}
+    given = {"mean": [104, 117, 123], "std": [1, 1, 1], "input_max": 255, "channels": "bgr", "size": [48, 64]}
     segmenter = load_segmenter("my_models:build", align_corners=True, class_names=list("wxyz"), **given)
     pixels = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
     torch.testing.assert_close(segmenter.preprocess(pixels).flatten(), torch.tensor([-104.0, 127.5 - 117, 255 - 123]))
@@ -272,3 +272,10 @@ def test_other_libraries_of_networks_are_imported_only_when_asked_for():
 def test_missing_library(missing, spec, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     refused(lambda: load_segmenter(spec, num_classes=2), f"pip install 'das3[{extra}]'")
+
+
+def test_a_card_with_the_old_name_of_the_largest_input_opens(tmp_path):
+    model = save_segmenter(load_segmenter("das3:small", num_classes=3, input_max=255), tmp_path / "model")
+    card = model / "das3.json"
+    card.write_text(card.read_text().replace('"input_max"', '"value_range"'))
+    assert load_segmenter(model).preprocess.input_max == 255

@@ -129,7 +129,7 @@ class Sfda(Stage[SfdaOptions]):
         size = (max(8, context.crop[0] // 2), max(8, context.crop[1] // 2))
         with torch.random.fork_rng([]):
             torch.manual_seed(context.random_seed())
-            generator = Generator(size)
+            generator = Generator(size, bands=context.segmenter.in_channels)
             judge = PatchDiscriminator(context.segmenter.num_classes, self.options.patches**2)
         self.generator, self.judge = generator.to(context.fabric.device), judge.to(context.fabric.device)
         context.reestimate_bn(context.groups())

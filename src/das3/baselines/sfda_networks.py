@@ -32,21 +32,22 @@ def reverse(values: Tensor, scale: float = 1.0) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Noise to RGB images in [0, 1], in the manner of DCGAN.
+    """Noise to images in [0, 1], in the manner of DCGAN.
 
     Args:
         size: (height, width) of the images.
         latent: length of the noise.
         width: channels of the last layer but one, ×4 at the beginning.
+        bands: of the images.
     """
 
-    def __init__(self, size: tuple[int, int], latent: int = 256, width: int = 16) -> None:
+    def __init__(self, size: tuple[int, int], latent: int = 256, width: int = 16, bands: int = 3) -> None:
         super().__init__()
         self.size, self.latent = size, latent
         self.start = (4 * width, -(-size[0] // 8), -(-size[1] // 8))
         self.project = nn.Linear(latent, self.start[0] * self.start[1] * self.start[2])
         steps = [self._double(4 * width, 4 * width), self._double(4 * width, 2 * width), self._double(2 * width, width)]
-        self.layers = nn.Sequential(*steps, nn.Conv2d(width, 3, 3, padding=1), nn.Sigmoid())
+        self.layers = nn.Sequential(*steps, nn.Conv2d(width, bands, 3, padding=1), nn.Sigmoid())
 
     @staticmethod
     def _double(inputs: int, outputs: int) -> nn.Sequential:
@@ -54,7 +55,7 @@ class Generator(nn.Module):
         return nn.Sequential(up, nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.LeakyReLU(0.2))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """B×latent to B×3×H×W."""
+        """B×latent to B×bands×H×W."""
         images: Tensor = self.layers(self.project(noise).view(-1, *self.start))
         return images[..., : self.size[0], : self.size[1]]
 

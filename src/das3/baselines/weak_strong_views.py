@@ -18,7 +18,6 @@ class WeakStrongViews(Samples):
 
     def __getitem__(self, n: int) -> Sample:
         """Sample number n ≥ 0."""
-        image = self.images[self.pick(n)]
         # A view draws its cut before its colours, so from equal randomness both are cut alike.
-        weak = self.weak(image, {}, self.rng(n))["image"]
+        weak = self.weak(self.images[self.pick(n)], {}, self.rng(n))["image"]
         return {**super().__getitem__(n), "weak": weak}

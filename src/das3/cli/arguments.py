@@ -9,11 +9,13 @@ from jsonargparse import ArgumentParser
 
 from das3.cli.options import recipe_first
 from das3.errors import RecipeError
+from das3.recipe import Recipe
 from das3.recipes.old_names import refuse_old_arguments
+from das3.training.supervised import SourceRecipe
 
 __all__ = ["prepare"]
 
-_LISTS = ("--stages", "--methods", "--rows", "--scales", "--class-names")
+_LISTS = ("--stages", "--methods", "--rows", "--scales", "--class-names", "--bands", "--rgb-bands", "--mean", "--std")
 """Options whose value is a list even if only one is given."""
 
 
@@ -23,7 +25,8 @@ def prepare(parser: ArgumentParser, arguments: list[str]) -> list[str]:
     Raises:
         RecipeError: for an option that there is not, with the one that was probably meant.
     """
-    refuse_old_arguments(arguments)
+    # Training a source model is one stage, whose options stand beside those of the loop.
+    refuse_old_arguments(arguments, SourceRecipe if parser.prog.endswith("train-source") else Recipe)
     _refuse_unknown(parser, arguments)
     return recipe_first(_bracketed(_switched_on(parser, arguments)))
 

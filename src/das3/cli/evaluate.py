@@ -19,6 +19,7 @@ from das3.errors import RecipeError
 from das3.evaluation.evaluate import Evaluation, evaluate
 from das3.evaluation.metrics import percent
 from das3.files import write_atomically
+from das3.models.image_reading import fit_images, how_read
 from das3.recipe import add_options, from_namespace
 from das3.training.launch import check_classes, open_model
 from das3.training.loop import make_fabric
@@ -85,11 +86,14 @@ def run(given: Namespace) -> None:
         class_map=options.class_map,
         num_classes=segmenter.num_classes,
     )
-    check_classes(labelled, segmenter)
+    images = fit_images(labelled.images, segmenter, options)
+    labelled = check_classes(labelled.read_as(images), segmenter)
     chosen = _subset(labelled.class_names, options.classes_subset)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
     with Display(quiet=given.quiet) as display, fabric.autocast():
+        for line in how_read(images):
+            display.say(line)
         evaluation = evaluate(
             segmenter,
             labelled,

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from das3.cli.help import Parser
 from das3.errors import RecipeError
 from das3.models.trust import refuse_code
-from das3.recipe import ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from
+from das3.recipe import ImageOptions, ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from
 
 __all__ = [
     "InferenceArguments",
@@ -34,7 +34,8 @@ _FLAGS = {
 }
 
 _MORE = {
-    "model": ("model-args", "class-names", "value-range", "channels", "output-key"),
+    "model": ("model-args", "class-names", "input-max", "channels", "in-channels", "output-key"),
+    "images": ("pixel-range", "nodata", "bands", "rgb-bands"),
     "training": (
         *("optimizer", "weight-decay", "power", "warmup", "clip", "ema-decay", "accumulate", "crop"),
         *("devices", "workers", "cache-gib", "log-every", "checkpoint-every"),
@@ -43,7 +44,7 @@ _MORE = {
 
 
 @dataclass(frozen=True)
-class InferenceArguments(ModelOptions):
+class InferenceArguments(ImageOptions, ModelOptions):
     """How a model predicts, and on what.
 
     Attributes:

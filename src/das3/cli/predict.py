@@ -13,10 +13,19 @@ from das3.cli.options import InferenceArguments, add_flags
 from das3.data.class_table import load_classes
 from das3.data.images import ImageFiles
 from das3.data.open import open_images
+from das3.data.pixels import as_rgb8
 from das3.data.published.classes import CITYSCAPES
 from das3.data.visualize import palette
 from das3.errors import RecipeError
-from das3.evaluation.predict import file_values, predict_labels, predict_to_file, write_prediction
+from das3.evaluation.predict import (
+    file_values,
+    predict_labels,
+    predict_to_file,
+    without_data,
+    write_geotiff,
+    write_prediction,
+)
+from das3.models.image_reading import fit_images, how_read
 from das3.recipe import add_options, from_namespace
 from das3.segmenter import Segmenter
 from das3.training.launch import open_model
@@ -36,7 +45,8 @@ class PredictArguments(InferenceArguments):
 
     Attributes:
         images: folder of images, a .txt file that lists them, or a published data set (NAME:ROOT?split=SPLIT).
-        out: folder for labels/NAME.png; images that have a label there already are skipped.
+        out: folder for labels/NAME.png, and labels/NAME.tif with the same georeference for images that are GeoTIFF;
+            images that have a label there already are skipped.
         overlays: also write the labels in colour, colors/NAME.png, and over the image, overlays/NAME.png.
         ids: pixel values in the label files instead of class indices: "mask" for 0 and 255, "cityscapes" for the label
             ids that its test server expects, or a class table file for the ids in it.
@@ -68,24 +78,32 @@ def run(given: Namespace) -> None:
     if options.images is None or options.out is None:
         raise RecipeError("--images and --out are both needed; see `das3 predict --help`")
     images = open_images(options.images)
-    images.verify()
     segmenter = open_model(options, trust=given.trust)
+    images = fit_images(images, segmenter, options)
+    images.verify()
     values = _values(options, segmenter)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
     colors, out = palette(segmenter.num_classes), Path(options.out)
-    todo = [i for i, name in enumerate(images.names) if not (out / "labels" / f"{name}.png").exists()]
+    files = [out / "labels" / f"{name}.png" for name in images.names]
+    todo = [i for i, file in enumerate(files) if not file.exists()]
     with Display(quiet=given.quiet) as display, fabric.autocast():
+        for line in how_read(images):
+            display.say(line)
         for i in display.track(todo, "predicting", len(todo)):
             name = images.names[i]
+            # From file to file, so that an image may be larger than memory.
+            source = images.paths[i] if isinstance(images, ImageFiles) else images[i]
             if options.overlays:
-                image = images[i]
-                labels = predict_labels(segmenter, image, **options.how())
-                write_prediction(out, name, labels, values=values, colors=colors, image=image)
+                labels = predict_labels(segmenter, source, **options.how())
+                seen = as_rgb8(images[i], segmenter.preprocess.rgb_bands)
+                write_prediction(out, name, labels, values=values, colors=colors, image=seen)
             else:
-                # From file to file, so that an image may be larger than memory.
-                source = images.paths[i] if isinstance(images, ImageFiles) else images[i]
-                predict_to_file(segmenter, source, out / "labels" / f"{name}.png", values=values, **options.how())
+                predict_to_file(segmenter, source, files[i], values=values, **options.how())
+    if isinstance(images, ImageFiles):
+        for i, (file, image) in enumerate(zip(files, images.paths, strict=True)):
+            if i in todo or not file.with_suffix(".tif").exists():
+                write_geotiff(file, image, nodata=without_data(values))
     print(f"{len(todo)} images labelled into {out / 'labels'}")
 
 

@@ -13,6 +13,7 @@ from das3.cli.options import add_flags
 from das3.data.open import open_images
 from das3.errors import ModelError, RecipeError
 from das3.models import load_segmenter
+from das3.models.image_reading import fit_images
 from das3.recipe import Recipe, recipe_from
 from das3.report import write_report
 from das3.report.run_folder import RunFolder
@@ -61,9 +62,10 @@ def _models(folder: RunFolder, given: Namespace) -> dict[str, Any]:
             f"{'the images; name them with --images' if where is None else 'the model; name it with --model'}"
         )
     device = make_fabric(recipe.device, "32").device
-    incoming = open_model(recipe)
-    images = open_images(where).resized(incoming.preprocess.size)
-    return {"incoming": incoming.to(device), "adapted": _adapted(folder.folder, recipe).to(device), "images": images}
+    incoming, adapted = open_model(recipe), _adapted(folder.folder, recipe)
+    images = fit_images(open_images(where), adapted, recipe).resized(incoming.preprocess.size)
+    incoming.preprocess = replace(incoming.preprocess, rgb=adapted.preprocess.rgb)
+    return {"incoming": incoming.to(device), "adapted": adapted.to(device), "images": images}
 
 
 def _adapted(folder: Path, recipe: Recipe) -> Segmenter:

@@ -30,7 +30,9 @@ def fingerprint(data: Images | Labelled) -> str:
     known: list[Any] = [images.names]
     for i in evenly_spaced(len(images), 3):
         image = images[i]
-        known.append([image.shape, image.mean(axis=(0, 1)).round().tolist()])
+        known.append(
+            [image.shape, (image.mean(axis=(0, 1)) * (255 if image.dtype.kind == "f" else 1)).round().tolist()]
+        )
         if isinstance(data, Labelled):
             known.append([data.class_names, np.unique(data.label(i)).tolist()])
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
@@ -40,13 +42,16 @@ def pack(data: Images | Labelled, folder: Path, size: Size = None) -> bool:
     """Write images, at `size`, and labels, at their own size, into `folder`; files that exist already are kept.
 
     Returns:
-        Whether it was done; sets that are very large, or larger than half of the free disk space, are not cached.
+        Whether it was done; sets that are very large, larger than half of the free disk space, or of images other than
+        8-bit RGB are not cached.
     """
     mark = {"fingerprint": fingerprint(data), "size": size}
     index = folder / "index.json"
     if index.exists() and json.loads(index.read_text())["mark"] == json.loads(json.dumps(mark)):
         return True
     images = data.images if isinstance(data, Labelled) else data
+    if images[0].dtype != np.uint8 or images.pixels is not None:
+        return False
     shapes = [resized_shape(shape, size) for shape in images.sizes()]
     needed = sum(3 * height * width for height, width in [*shapes, *images.sizes()])
     shutil.rmtree(folder, ignore_errors=True)

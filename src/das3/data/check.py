@@ -16,6 +16,7 @@ from das3.data.class_table import ClassTable
 from das3.data.images import ImageFiles, resize_image, resize_label
 from das3.data.labels import classify, evenly_spaced
 from das3.data.matching import abbreviate
+from das3.data.pixels import as_rgb8
 from das3.data.published import find_published
 from das3.data.published.base import Files, PublishedDataset
 from das3.data.visualize import overlay, palette
@@ -201,7 +202,7 @@ def _check_split(
                 if label.shape != images.size(i):
                     raise DataError(f"label {files.labels[i]} is {label.shape}, its image {images.size(i)}")
             if place in shown:
-                pictures += _thumbnails(images[i], label, table)
+                pictures += _thumbnails(as_rgb8(images[i]), label, table)
         except DataError as error:
             report.errors.append(str(error))
     report.read, report.sizes, report.unknown = len(chosen), dict(sizes.most_common()), dict(unknown.most_common())

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from das3.data.formats import Form, codec_samples, file_form, pillow_form, pillow_samples, tiff_samples
+from das3.data.pixels import Pixel, Pixels, choose_bands, seen_form
+from das3.data.value_ranges import find_pixels, left_out
 from das3.errors import DataError
 
 __all__ = [
     "DatasetImages",
+    "FittedImages",
     "ImageFiles",
     "Images",
     "find_files",
@@ -38,51 +45,103 @@ Size = int | tuple[int, int] | None
 """None keeps the image's size, an int is the length of the shorter side, a tuple is (height, width)."""
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Decode an image of any mode to RGB.
+def read_image(path: str | Path, pixels: Pixels | None = None) -> Pixel:
+    """Decode an image of any mode, depth and number of bands.
 
-    Grey, palette, CMYK and 1-bit images are converted; an alpha channel is dropped, not composited on anything. 16-bit
-    images keep their high byte: the full 16-bit range becomes the full 8-bit range, whatever the picture holds (to
-    16-bit RGB Pillow itself does the same). Floating values are taken to fill the smallest of the ranges 1, 255 and
-    65535 that holds them. EXIF orientation is applied; of an animation or multi-page file the first frame is taken.
+    Pictures of 8 bits become RGB: grey, palette, CMYK and 1-bit images are converted; an alpha channel is dropped, not
+    composited on anything. EXIF orientation is applied; of an animation or multi-page file the first frame is taken.
+    Others are read as `pixels` says, and keep their depth.
+
+    Args:
+        path: the file.
+        pixels: how the run reads its images; None is right for pictures of 8 bits, and takes others as if the file were
+            the whole data set, see `das3.data.value_ranges.find_range`.
 
     Returns:
-        H×W×3 uint8.
+        H×W×3 uint8 of pictures of 8 bits, unless `pixels` says otherwise; else H×W×B float32 from 0 to 1.
 
     Raises:
-        DataError: if the file can't be decoded.
+        DataError: if the file can't be decoded or lacks the bands.
     """
-    with opened(path) as image:
-        return to_rgb(image)
+    path = Path(path)
+    return ImageFiles([path], path.parent, pixels)[0]
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """H×W×3 uint8 of a Pillow image, see `read_image`."""
+    """H×W×3 uint8 of a Pillow image of 8 bits, see `read_image`."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # Pillow opens 16-bit files as "I;16…" or, some formats and older versions, as "I"
-        values = np.asarray(image).astype(np.float64)
-        return _grey_to_rgb(np.floor(values / (max(256.0, (values.max() + 1) / 256))))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        largest = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), values.max())
-        return _grey_to_rgb((values * 255 / largest).round())
     if image.mode in ("LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
 
 
-def _grey_to_rgb(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+def probe(path: Path) -> Form:
+    """What an image file holds, from its header.
+
+    Raises:
+        DataError: if it is no image.
+    """
+    with readable(path):
+        form = _header(path)
+        if form is not None and math.prod(form.size) > LARGEST:
+            raise ValueError(f"{form.size[1]}×{form.size[0]} pixels are more than das3 opens")
+    if form is not None and not form.plain:
+        return form
+    try:
+        with opened(path) as image:
+            seen = pillow_form(image)
+    except DataError:
+        if form is None:
+            raise
+        return replace(form, plain=False)  # 8 bits in a layout that Pillow does not know
+    if form is None:
+        return seen
+    return form if form.reader == "page" else replace(seen, pages=form.pages)
+
+
+def _header(path: Path) -> Form | None:
+    try:
+        return file_form(path)
+    except (DataError, FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # whatever a damaged header raises: it may be a picture to Pillow all the same
+        with suppress(DataError), opened(path) as image:
+            return pillow_form(image)
+        raise error
+
+
+def samples_of(path: Path, form: Form) -> NDArray[Any]:
+    """H×W×(all bands) as they are stored.
+
+    Raises:
+        DataError: if the file can't be decoded.
+    """
+    if form.reader == "pillow":
+        with opened(path) as image:
+            return pillow_samples(image)
+    with readable(path):
+        samples = codec_samples(path, form) if form.reader == "codec" else tiff_samples(path, form)
+        if samples.shape != (*form.size, form.bands):
+            raise ValueError("its pixels are not what its header says")
+    return samples
+
+
+@contextmanager
+def readable(path: str | Path, what: str = "image") -> Iterator[None]:
+    """Whatever goes wrong inside is a DataError that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a broken file makes parsers trip in any way there is
+        raise DataError(f"can't read {what} {path} ({_reason(error)}); repair the file or take it out") from error
 
 
 @contextmanager
 def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """The file as a Pillow image; whatever goes wrong inside is a DataError that names the file."""
-    try:
-        with _open(path) as image:
-            yield image
-    except Exception as error:  # a broken file makes Pillow's parsers trip in any way there is
-        raise DataError(f"can't read {what} {path} ({_reason(error)}); repair the file or take it out") from error
+    with readable(path, what), _open(path) as image:
+        yield image
 
 
 def _open(path: str | Path) -> Image.Image:
@@ -112,12 +171,15 @@ def resized_shape(shape: tuple[int, int], size: Size) -> tuple[int, int]:
     return size
 
 
-def resize_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Bilinear, antialiased; H×W×3 uint8 in and out."""
+def resize_image(image: Pixel, size: Size) -> Pixel:
+    """Bilinear, antialiased; H×W×B uint8 or float32 in and out."""
     height, width = resized_shape(image.shape[:2], size)
     if (height, width) == image.shape[:2]:
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    if image.dtype == np.uint8 and image.shape[-1] == 3:
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    bands = [Image.fromarray(np.ascontiguousarray(image[..., b])) for b in range(image.shape[-1])]
+    return np.stack([np.array(band.resize((width, height), Image.Resampling.BILINEAR)) for band in bands], axis=-1)
 
 
 def resize_label(label: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
@@ -128,12 +190,18 @@ def resize_label(label: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST))
 
 
-class Images(Sequence[NDArray[np.uint8]]):
-    """Target images, each H×W×3 uint8 RGB, decoded when asked for. Subclasses say where from.
+class Images(Sequence[Pixel]):
+    """Target images, decoded when asked for. Subclasses say where from.
+
+    Each is H×W×3 uint8 RGB, or H×W×B uint8 or float32 from 0 to 1 where the images are deeper or the network takes
+    other bands, see `das3.data.pixels.Pixels`.
 
     Attributes:
         names: one key per image, unique: the path below the folder without its suffix.
+        pixels: how samples become bands; None for pictures of 8 bits as RGB.
     """
+
+    pixels: Pixels | None = None
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -145,6 +213,38 @@ class Images(Sequence[NDArray[np.uint8]]):
         """(height, width) of image i."""
         height, width, _ = self[i].shape
         return height, width
+
+    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
+        """Image i, and H×W where it has data; None where it has everywhere."""
+        return self[i], None
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel."""
+        return 3 if self.pixels is None else self.pixels.channels * (1 if self.pixels.is_plain else 4)
+
+    def fitted(self, channels: int, **how: Unpack[HowRead]) -> Images:
+        """The same images with as many bands as a network takes; here, as they are.
+
+        Raises:
+            DataError: if they have another number of bands.
+        """
+        bands = self[0].shape[-1]
+        if bands != channels:
+            raise DataError(
+                f"image {self.names[0]} has {bands} bands, but the network takes {channels}; give image files or a "
+                "dataset object, of which bands can be chosen"
+            )
+        return self
+
+    def left_out(self) -> str | None:
+        """What of the images is not used (alpha, bands, pages), in one line; None if all is."""
+        return None
+
+    def seen_bands(self) -> tuple[str, Form, list[int]]:
+        """Name and form of the first image, and the bands of it that are seen."""
+        size, count = self.size(0), self.pixels.channels if self.pixels else 3
+        return self.names[0], Form(size, bands=count), list(range(count))
 
     @cached_property
     def _sizes(self) -> list[tuple[int, int]]:
@@ -163,27 +263,114 @@ class Images(Sequence[NDArray[np.uint8]]):
         return _Resized(self, size, cache_bytes)
 
 
-class ImageFiles(Images):
+class HowRead(TypedDict, total=False):
+    """How a user wants image files to be read, see `das3.data.value_ranges.find_pixels`."""
+
+    pixel_range: str | Sequence[float | str] | None
+    nodata: float | None
+    bands: Sequence[int | str] | None
+    recorded: Pixels | None
+
+
+class FittedImages(Images):
+    """Images whose samples are at hand as they are stored. Unless said otherwise, a network of three channels is meant.
+
+    Subclasses say `forms`, `stored` and `is_plain`.
+    """
+
+    def forms(self) -> Sequence[tuple[str, Form]]:
+        """Name and form of all images, or of a sample where each costs a decoding."""
+        raise NotImplementedError
+
+    def stored(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """H×W×(all bands) samples of image i and its form, see `das3.data.pixels.seen_form`."""
+        raise NotImplementedError
+
+    def fitted(self, channels: int, **how: Unpack[HowRead]) -> Images:
+        """The same images, read for a network of so many channels.
+
+        Raises:
+            DataError: if an image does not have the bands, or can't be read.
+            RecipeError: if the range of values can't be used.
+        """
+        changed = copy(self)
+        changed.pixels = find_pixels(self, channels, **how)
+        return changed
+
+    def left_out(self) -> str | None:
+        """What of the images is not used (alpha, bands, pages), in one line; None if all is."""
+        return left_out(self.forms(), self.pixels)
+
+    def seen_bands(self) -> tuple[str, Form, list[int]]:
+        """Name and form of the first image, and the bands of it that are seen."""
+        name, stored = self.forms()[0]
+        channels, bands = (self.pixels.channels, self.pixels.bands) if self.pixels else (3, None)
+        form = seen_form(stored, channels, bands)
+        return name, form, choose_bands(form, channels, bands, name)
+
+    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
+        return self.masked(i)[0]
+
+
+class ImageFiles(FittedImages):
     """Images in files.
 
     Args:
         paths: the files.
         root: folder above all of them.
+        pixels: how to read them; found when the first is read where None can't do.
     """
 
-    def __init__(self, paths: Sequence[Path], root: Path) -> None:
+    def __init__(self, paths: Sequence[Path], root: Path, pixels: Pixels | None = None) -> None:
         self.paths = list(paths)
+        self.pixels = pixels
+        self._forms: dict[int, Form] = {}
         super().__init__(_unique_names([p.relative_to(root) for p in self.paths]))
 
-    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
-        return read_image(self.paths[i])
+    def form(self, i: int) -> Form:
+        """What the file of image i holds."""
+        i = range(len(self))[i]
+        if i not in self._forms:
+            self._forms[i] = probe(self.paths[i])
+        return self._forms[i]
+
+    def forms(self) -> Sequence[tuple[str, Form]]:
+        """Path and form of all images."""
+        return [(str(path), self.form(i)) for i, path in enumerate(self.paths)]
+
+    def stored(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """H×W×(all bands) samples of image i and its form."""
+        form = seen_form(self.form(i), channels, bands)
+        return samples_of(self.paths[i], form), form
+
+    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
+        """Image i, and H×W where it has data; None where it has everywhere."""
+        if self.is_plain(i):
+            return self._picture(i), None
+        form, pixels = self.form(i), self.own_pixels()
+        if form.plain and (pixels.channels, pixels.bands) == (3, None):
+            return pixels.convert(self._picture(i), Form(form.size, nodata=form.nodata), self.paths[i])
+        samples, form = self.stored(i, pixels.channels, pixels.bands)
+        return pixels.convert(samples, form, self.paths[i])
+
+    def _picture(self, i: int) -> NDArray[np.uint8]:
+        with opened(self.paths[i]) as image:
+            return to_rgb(image)
+
+    def is_plain(self, i: int) -> bool:
+        """Whether image i is read as a picture of 8 bits, as RGB."""
+        form = self.form(i)
+        return self.pixels is None and form.plain and form.nodata is None
+
+    def own_pixels(self) -> Pixels:
+        """How the files are read; if nothing was said, for a network that takes RGB, see `find_pixels`."""
+        if self.pixels is None:
+            self.pixels = find_pixels(self, 3) or Pixels()
+        return self.pixels
 
     def size(self, i: int) -> tuple[int, int]:
         """From the file's header; the pixels are not decoded."""
-        with opened(self.paths[i]) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
+        return self.form(i).size
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:
@@ -199,14 +386,15 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-class DatasetImages(Images):
+class DatasetImages(FittedImages):
     """Images of a map-style dataset; whatever labels its items carry are not looked at."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        self.any_floats = False
         super().__init__([f"{i:06d}" for i in range(len(dataset))])
 
-    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
+    def _item(self, i: int) -> Any:
         if not -len(self) <= i < len(self):
             raise IndexError(i)  # not every dataset does
         item = self.dataset[i]
@@ -214,11 +402,73 @@ class DatasetImages(Images):
             item = next((item[key] for key in ("image", "pixel_values", "img") if key in item), None)
         elif isinstance(item, tuple | list) and item:
             item = item[0]
-        return _array_to_rgb(item, i)
+        return item
+
+    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
+        """Image i, and H×W where it has data; None where it has everywhere."""
+        if self.pixels is None:
+            return _array_to_rgb(self._item(i), i), None
+        samples, form = self.stored(i, self.pixels.channels, self.pixels.bands)
+        return self.pixels.convert(samples, form, f"item {i} of the dataset")
+
+    def stored(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """H×W×(all bands) values of item i and its form."""
+        item = self._item(i)
+        if isinstance(item, Image.Image):
+            return pillow_samples(item), pillow_form(item)
+        array = _banded(item, i)
+        if array.dtype.kind == "f" and not self.any_floats:
+            _check_floats(array, i)
+            eight = array * 255
+            if np.abs(eight - eight.round()).max() < 1e-3:
+                array = eight.round().astype(np.uint8)
+        array = array if array.dtype.kind != "f" else array.astype(np.float32)
+        return array, Form(
+            (array.shape[0], array.shape[1]), str(array.dtype), array.shape[-1], plain=array.dtype == np.uint8
+        )
+
+    def forms(self) -> Sequence[tuple[str, Form]]:
+        """Those of a few items: each costs a decoding."""
+        some = np.unique(np.linspace(0, len(self) - 1, 8).round().astype(int)).tolist()
+        return [(f"item {i} of the dataset", self.stored(i, 3, None)[1]) for i in some]
+
+    def fitted(self, channels: int, **how: Unpack[HowRead]) -> Images:
+        """The same, read for a network of so many channels; of floats beyond [0, 1] the range is to be said."""
+        changed = copy(self)
+        changed.any_floats = how.get("pixel_range") not in (None, "auto") or bool(how.get("recorded"))
+        return super(DatasetImages, changed).fitted(channels, **how)
 
     def verify(self) -> None:
         """Look at the first item alone: the others cost a decoding each."""
-        self.size(0)
+        item = self._item(0)
+        if isinstance(item, Image.Image):
+            return
+        array = _banded(item, 0)
+        if array.dtype.kind == "f" and not self.any_floats:
+            _check_floats(array, 0)
+
+
+def _banded(item: Any, i: int) -> NDArray[Any]:
+    """An item as H×W×B."""
+    array = np.asarray(item.detach().cpu() if hasattr(item, "detach") else item)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] < array.shape[-1]:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.dtype.kind not in "uif" or array.shape[-1] > max(64, *array.shape[:2]):
+        raise DataError(
+            f"item {i} of the dataset holds no image (a PIL image, or an array H×W×B or B×H×W, alone, first in a tuple "
+            'or under "image")'
+        )
+    return array
+
+
+def _check_floats(array: NDArray[Any], i: int) -> None:
+    if not (array.min() >= 0 and array.max() <= 1):  # NaN fails as well
+        raise DataError(
+            f"item {i} of the dataset has values {array.min():g} to {array.max():g} of type {array.dtype}; give uint8, "
+            "or floats in [0, 1] from which no mean is subtracted, or say the range with --pixel-range"
+        )
 
 
 def _array_to_rgb(item: Any, i: int) -> NDArray[np.uint8]:
@@ -244,21 +494,36 @@ def _array_to_rgb(item: Any, i: int) -> NDArray[np.uint8]:
     return np.repeat(array, 3, axis=2) if array.shape[-1] == 1 else np.ascontiguousarray(array[..., :3])
 
 
+_Masked = tuple[Pixel, NDArray[np.bool_] | None]
+
+
 class _Resized(Images):
     """Another size, and the memory of what was decoded (in each process its own)."""
 
     def __init__(self, images: Images, size: Size, cache_bytes: int) -> None:
         super().__init__(images.names)
         self.images, self.target = images, size
-        needed = sum(3 * height * width for height, width in self.sizes()) if cache_bytes else 0
-        self.kept: dict[int, NDArray[np.uint8]] | None = {} if cache_bytes and needed <= cache_bytes else None
+        self.pixels = images.pixels
+        needed = sum(self.pixel_bytes * height * width for height, width in self.sizes()) if cache_bytes else 0
+        self.kept: dict[int, _Masked] | None = {} if cache_bytes and needed <= cache_bytes else None
 
-    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
+    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
+        return self.masked(i)[0]
+
+    def masked(self, i: int) -> _Masked:
+        """Image i, and H×W where it has data; None where it has everywhere."""
         if self.kept is None:
-            return resize_image(self.images[i], self.target)
+            return self._read(i)
         if i not in self.kept:
-            self.kept[i] = resize_image(self.images[i], self.target)
+            self.kept[i] = self._read(i)
         return self.kept[i]
+
+    def _read(self, i: int) -> _Masked:
+        image, valid = self.images.masked(i)
+        image = resize_image(image, self.target)
+        if valid is not None and valid.shape != image.shape[:2]:
+            valid = resize_label(valid.astype(np.uint8), (image.shape[0], image.shape[1])).astype(bool)
+        return image, valid
 
     def size(self, i: int) -> tuple[int, int]:
         """Without decoding where it can be known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from das3.data.class_table import ClassTable, load_classes
 from das3.data.images import Images, opened
 from das3.data.matching import abbreviate
+from das3.data.pixels import Pixel
 from das3.errors import DataError
 from das3.losses import IGNORE_INDEX
 
@@ -51,9 +53,15 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.images)
 
-    def image(self, i: int) -> NDArray[np.uint8]:
-        """H×W×3 uint8 RGB."""
+    def image(self, i: int) -> Pixel:
+        """As in `images`: H×W×3 uint8 RGB, or other bands."""
         return self.images[i]
+
+    def read_as(self, images: Images) -> Labelled:
+        """The same labels for the same images, read in another way."""
+        changed = copy(self)
+        changed.images = images
+        return changed
 
     def label(self, i: int) -> NDArray[np.uint8]:
         """H×W uint8 class ids, 255 where ignored.

@@ -7,7 +7,7 @@ exactly the same samples, and no sampler state has to be saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from das3.data.images import Images
+from das3.data.pixels import Pixel, to_unit
 from das3.data.rare_classes import RareClasses
 from das3.losses import IGNORE_INDEX
 
 __all__ = ["Augmentation", "Sample", "Samples", "auto_crop"]
 
 Sample = dict[str, Tensor]
-"""image: 3×H×W float32 RGB in [0, 1]; valid: H×W bool, false on padding; any label maps: …×H×W uint8."""
+"""image: B×H×W float32 in [0, 1], RGB unless the network takes other bands; valid: H×W bool, false on padding and where
+there is no data; any label maps: …×H×W uint8."""
 
 Maps = Callable[[int], Mapping[str, NDArray[np.uint8]]]
 """Label maps of image i, each …×H×W uint8 of the image's size."""
@@ -38,6 +41,7 @@ class Augmentation:
         flip: mirror half of the samples.
         color: strength of the random brightness, contrast, saturation and hue changes; 0 for none.
         blur: probability of a random Gaussian blur.
+        rgb: the bands that are red, green and blue, whose colours change; None where all are.
     """
 
     crop: tuple[int, int]
@@ -45,24 +49,37 @@ class Augmentation:
     flip: bool = True
     color: float = 0.0
     blur: float = 0.0
+    rgb: tuple[int, int, int] | None = None
 
     def __call__(
-        self, image: NDArray[np.uint8], maps: Mapping[str, NDArray[np.uint8]], rng: np.random.Generator
+        self,
+        image: Pixel,
+        maps: Mapping[str, NDArray[np.uint8]],
+        rng: np.random.Generator,
+        valid: NDArray[np.bool_] | None = None,
     ) -> Sample:
-        """Cut a random sample; label maps are never interpolated, and padding gets 255 (0 where bits are packed)."""
+        """Cut a random sample; label maps are never interpolated, and padding gets 255 (0 where bits are packed).
+
+        What is not `valid` in the image, H×W, counts as padding; None is everywhere.
+        """
         zoom = rng.uniform(*self.scale)
         window = [max(1, round(c / zoom)) for c in self.crop]
         corner = [int(rng.integers(max(0, size - w) + 1)) for size, w in zip(image.shape[:2], window, strict=True)]
         mirrored = self.flip and rng.random() < 0.5
         top, left = (slice(c, c + w) for c, w in zip(corner, window, strict=True))
 
-        pixels = torch.from_numpy(image[top, left].transpose(2, 0, 1).astype(np.float32)).div_(255)
+        pixels = to_unit(torch.from_numpy(np.array(image[top, left].transpose(2, 0, 1))))
         sample = {"image": _resize(pixels, window, self.crop, "bilinear", 0)}
-        everywhere = torch.ones(pixels.shape[-2:], dtype=torch.uint8)
-        sample["valid"] = _resize(everywhere, window, self.crop, "nearest-exact", 0).bool()
+        inside = torch.ones(pixels.shape[-2:], dtype=torch.uint8)
+        if valid is not None:
+            inside = torch.from_numpy(valid[top, left].astype(np.uint8))
+        sample["valid"] = _resize(inside, window, self.crop, "nearest-exact", 0).bool()
         for name, values in maps.items():
             cut = torch.from_numpy(np.array(values[..., top, left]))
-            sample[name] = _resize(cut, window, self.crop, "nearest-exact", IGNORE_INDEX if cut.ndim == 2 else 0)
+            nothing = IGNORE_INDEX if cut.ndim == 2 else 0
+            sample[name] = _resize(cut, window, self.crop, "nearest-exact", nothing)
+            if valid is not None:
+                sample[name] = sample[name].masked_fill(~sample["valid"], nothing)
         if mirrored:
             sample = {name: value.flip(-1) for name, value in sample.items()}
         sample["image"] = self._photometric(sample["image"], rng)
@@ -74,18 +91,29 @@ class Augmentation:
         import kornia  # slow to import
 
         if self.color:
-            brightness, contrast, saturation = 1 + self.color * rng.uniform(-1, 1, 3)
-            image = image * max(brightness, 0.0)
-            grey = image.mean(dim=0, keepdim=True)
-            image = grey + (image - grey) * max(saturation, 0.0)
-            middle = image.mean()
-            image = middle + (image - middle) * max(contrast, 0.0)
-            hue = 0.3 * np.pi * self.color * rng.uniform(-1, 1)
-            image = kornia.enhance.adjust_hue(image.clamp(0, 1), hue)
+            image = self._recolored(image, rng)
         if self.blur and rng.random() < self.blur:
             sigma = float(rng.uniform(0.2, 1.5))
             image = kornia.filters.gaussian_blur2d(image[None], (7, 7), (sigma, sigma))[0]
         return image.clamp(0, 1)
+
+    def _recolored(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Random brightness, saturation, contrast and hue, of the bands that are colours."""
+        if self.rgb is not None:
+            changed, bands = image.clone(), list(self.rgb)
+            changed[bands] = replace(self, rgb=None)._recolored(image[bands], rng)
+            return changed
+        import kornia
+
+        brightness, contrast, saturation = 1 + self.color * rng.uniform(-1, 1, 3)
+        image = image * max(brightness, 0.0)
+        grey = image.mean(dim=0, keepdim=True)
+        image = grey + (image - grey) * max(saturation, 0.0)
+        middle = image.mean()
+        image = middle + (image - middle) * max(contrast, 0.0)
+        hue = 0.3 * np.pi * self.color * rng.uniform(-1, 1)
+        recolored: Tensor = kornia.enhance.adjust_hue(image.clamp(0, 1), hue)
+        return recolored
 
 
 def _resize(values: Tensor, window: Sequence[int], crop: tuple[int, int], mode: str, fill: int) -> Tensor:
@@ -103,7 +131,7 @@ class Samples(Dataset[Sample]):
     """Sample n: an image, its maps, one random view of both. Without `rare` none is repeated within an epoch.
 
     Args:
-        images: what to draw from; H×W×3 uint8 arrays.
+        images: what to draw from; H×W×B arrays, uint8 or float32 in [0, 1].
         view: how to cut.
         seed: everything random depends on this and n alone.
         maps: label maps of image i, or None.
@@ -113,7 +141,7 @@ class Samples(Dataset[Sample]):
 
     def __init__(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        images: Sequence[Pixel],
         view: Augmentation,
         *,
         seed: Sequence[int],
@@ -143,7 +171,8 @@ class Samples(Dataset[Sample]):
 
     def cut(self, index: int, rng: np.random.Generator) -> Sample:
         """One random view of image `index` and its maps."""
-        return self.view(self.images[index], self.maps(index) if self.maps else {}, rng)
+        image, valid = self.images.masked(index) if isinstance(self.images, Images) else (self.images[index], None)
+        return self.view(image, self.maps(index) if self.maps else {}, rng, valid)
 
     def rng(self, n: int) -> np.random.Generator:
         """The source of randomness of sample n."""

@@ -13,6 +13,7 @@ from das3.distributed import process_count, process_rank
 from das3.errors import ModelError, RecipeError
 from das3.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from das3.evaluation.predict import label_tensor
+from das3.losses import IGNORE_INDEX
 from das3.segmenter import Segmenter
 
 __all__ = ["Evaluation", "evaluate"]
@@ -48,7 +49,7 @@ def evaluate(
     shared: bool = False,
     progress: Callable[[Iterable[int], str, int], Iterable[int]] | None = None,
 ) -> Evaluation:
-    """Measure a model; labels are never resized, ignored pixels (255) do not count.
+    """Measure a model; labels are never resized, ignored pixels (255) and those without data do not count.
 
     Args:
         segmenter: the model; predicts in evaluation mode, each layer's own mode is restored.
@@ -76,8 +77,11 @@ def evaluate(
     if shared:
         indices = range(process_rank(), len(labelled), process_count())
     for i in progress(indices, "evaluating", len(indices)) if progress else indices:
+        image, valid = labelled.images.masked(i)
         label = torch.from_numpy(labelled.label(i))
-        prediction = label_tensor(segmenter, labelled.image(i), size=size, flip=flip, scales=scales, tile=tile)
+        if valid is not None:
+            label = label.masked_fill(~torch.from_numpy(valid), IGNORE_INDEX)
+        prediction = label_tensor(segmenter, image, size=size, flip=flip, scales=scales, tile=tile)
         confusion.update(prediction, label)
         if edges is not None:
             edges.update(prediction, label)

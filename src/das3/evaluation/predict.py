@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from das3.data.class_table import ClassTable
-from das3.data.images import Size
+from das3.data.formats import geo_tags, tiff_library
+from das3.data.images import Size, opened
+from das3.data.pixels import Pixel
 from das3.data.visualize import overlay
 from das3.errors import DataError, ModelError, RecipeError
 from das3.evaluation.tiled_io import PngWriter, Rows, open_rows
@@ -32,6 +34,8 @@ __all__ = [
     "predict_labels",
     "predict_probs",
     "predict_to_file",
+    "without_data",
+    "write_geotiff",
     "write_prediction",
 ]
 
@@ -47,7 +51,7 @@ TILE_ALIGNMENT = 32
 _SMALLEST = 2 * TILE_ALIGNMENT
 _VALUES = 2**24  # probabilities that are made at once when an image is predicted whole: 64 MiB
 
-Source = NDArray[np.uint8] | str | Path
+Source = Pixel | str | Path
 Block = tuple[int, int, Tensor]  # top, left and probabilities C×n×m of a part of an image
 
 
@@ -81,7 +85,7 @@ def _predicting(segmenter: Segmenter) -> Iterator[None]:
 
 def predict_batch(
     segmenter: Segmenter,
-    images: Sequence[NDArray[np.uint8]],
+    images: Sequence[Pixel],
     *,
     size: Size = None,
     flip: bool = False,
@@ -91,7 +95,7 @@ def predict_batch(
 
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
-        images: B images H×W×3 uint8 RGB.
+        images: B images H×W×K, uint8 or float32 in [0, 1]; K = 3 for RGB.
         size, flip, scales: see `PredictOptions`.
 
     Returns:
@@ -116,7 +120,7 @@ def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[PredictOpti
 
     Args:
         segmenter: the model, on any device; predicts in evaluation mode, each layer's own mode is restored.
-        image: H×W×3 uint8 RGB, or a file.
+        image: H×W×K, uint8 or float32 in [0, 1] (K = 3 for RGB), or a file, read as the segmenter's `pixels` says.
         how: see `PredictOptions`.
 
     Returns:
@@ -127,7 +131,7 @@ def predict_probs(segmenter: Segmenter, image: Source, **how: Unpack[PredictOpti
         DataError: if the file can't be read.
     """
     blocks = _Blocks(segmenter, **how)
-    with open_rows(image) as rows, _predicting(segmenter):
+    with open_rows(image, segmenter.pixels) as rows, _predicting(segmenter):
         found = torch.empty((segmenter.num_classes, *rows.shape), device=blocks.device)
         for top, left, probs in blocks.of(rows):
             found[:, top : top + probs.shape[1], left : left + probs.shape[2]] = probs
@@ -140,7 +144,7 @@ def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[PredictOpt
     Args and errors are those of `predict_probs`.
 
     Returns:
-        H×W uint8.
+        H×W uint8; 255 where a file has no data.
 
     Raises:
         ModelError: if there are more than 256 classes.
@@ -151,8 +155,11 @@ def predict_labels(segmenter: Segmenter, image: Source, **how: Unpack[PredictOpt
 def label_tensor(segmenter: Segmenter, image: Source, **how: Unpack[PredictOptions]) -> Tensor:
     """`predict_labels`, left on the segmenter's device."""
     blocks = _Blocks(segmenter, **how)
-    with open_rows(image) as rows, _predicting(segmenter):
-        return torch.cat(list(blocks.labels(rows)))
+    with open_rows(image, segmenter.pixels) as rows, _predicting(segmenter):
+        labels = torch.cat(list(blocks.labels(rows)))
+        if rows.valid is not None:
+            labels[torch.from_numpy(~rows.valid).to(labels.device)] = IGNORE_INDEX
+        return labels
 
 
 def predict_to_file(
@@ -172,7 +179,8 @@ def predict_to_file(
     Args:
         segmenter, image, how: see `predict_probs`.
         out: the file, 8-bit grey.
-        values: pixel value of each class in the file; the class ids when None. (0, 255) writes a mask.
+        values: pixel value of each class in the file; the class ids when None. (0, 255) writes a mask. Where the image
+            has no data, the file has 255, or 0 if 255 stands for a class.
 
     Returns:
         `out`.
@@ -181,10 +189,20 @@ def predict_to_file(
         ModelError, RecipeError, DataError: as `predict_labels`.
     """
     blocks, table = _Blocks(segmenter, **how), _value_table(values)
-    with open_rows(image) as rows, _predicting(segmenter), PngWriter(out, rows.shape) as file:
+    with open_rows(image, segmenter.pixels) as rows, _predicting(segmenter), PngWriter(out, rows.shape) as file:
+        top, nothing = 0, without_data(values)
         for band in blocks.labels(rows):
-            file.write(table[band.cpu().numpy()])
+            written = table[band.cpu().numpy()]
+            if rows.valid is not None:
+                written[~rows.valid[top : top + len(written)]] = nothing
+            file.write(written)
+            top += len(written)
     return Path(out)
+
+
+def without_data(values: Sequence[int] | None) -> int:
+    """What label files have where the image has no data."""
+    return IGNORE_INDEX if values is None or IGNORE_INDEX not in values else 0
 
 
 @dataclass(frozen=True)
@@ -309,7 +327,7 @@ def write_prediction(
         values: pixel value of each class in the label file; the class ids when None. `file_values` of a class table
             gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a mask.
         colors: C×3; also write colors/NAME.png, a palette image of the class ids.
-        image: H×W×3; also write overlays/NAME.png, the colours over the image. Needs `colors`.
+        image: H×W×3 uint8; also write overlays/NAME.png, the colours over the image. Needs `colors`.
         probs: C×H×W; also write probs/NAME.npz, float16 under the key "probs".
 
     Returns:
@@ -327,7 +345,35 @@ def write_prediction(
         if image is not None:
             _save_png(folder / "overlays" / f"{name}.png", Image.fromarray(overlay(image, labels, colors)))
     path = folder / "labels" / f"{name}.png"
-    _save_png(path, Image.fromarray(_value_table(values)[labels]))
+    written = _value_table(values)[labels]
+    if values is not None:
+        written[labels == IGNORE_INDEX] = without_data(values)
+    _save_png(path, Image.fromarray(written))
+    return path
+
+
+def write_geotiff(labels: Path, image: Path, nodata: int) -> Path | None:
+    """Beside a label PNG, the same labels as GeoTIFF where the image is one, with its transform and CRS.
+
+    Args:
+        labels: the PNG, of the image's size.
+        image: file that was labelled.
+        nodata: value in the labels where there is no data.
+
+    Returns:
+        The file; None if the image says nothing of where on earth it is.
+    """
+    tags = geo_tags(image)
+    if not tags:
+        return None
+    path, buffer = labels.with_suffix(".tif"), io.BytesIO()
+    with opened(labels, "label") as picture:
+        values = np.array(picture)
+    tags.append((42113, 2, 0, str(nodata), True))
+    tiff_library().imwrite(
+        buffer, values, photometric="minisblack", compression="zlib", tile=(256, 256), extratags=tags, metadata=None
+    )
+    write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.images import read_image
+from das3.data.formats import tiff_library
+from das3.data.images import ImageFiles
+from das3.data.pixels import Pixel, Pixels, seen_form
 from das3.errors import DataError
 
 __all__ = ["PngWriter", "Rows", "open_rows"]
@@ -26,44 +27,72 @@ class Rows(Protocol):
 
     Attributes:
         shape: (height, width).
+        valid: H×W, false where the rows that were read have no data; None if they all have.
     """
 
     shape: tuple[int, int]
+    valid: NDArray[np.bool_] | None
 
-    def read(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        """Rows `top` to `bottom`, n×W×3; `top` must lie between the last call's `top` and `bottom`."""
+    def read(self, top: int, bottom: int) -> Pixel:
+        """Rows `top` to `bottom`, n×W×B; `top` must lie between the last call's `top` and `bottom`."""
         ...
 
 
 @contextmanager
-def open_rows(source: NDArray[np.uint8] | str | Path) -> Iterator[Rows]:
-    """Rows of an H×W×3 array or of an image file.
+def open_rows(source: Pixel | str | Path, pixels: Pixels | None = None) -> Iterator[Rows]:
+    """Rows of an array, H×W×B uint8 or float32 from 0 to 1, or of an image file.
 
     Of a TIFF, only what was asked for is in memory, and a row of its tiles, or a strip, if it is compressed. This takes
-    the package tifffile, and a file of 8 or 16 bits, grey or RGB, with or without alpha, in a compression that tifffile
-    knows (many more with imagecodecs). Any other file is decoded whole, 3 bytes a pixel: what reads PNG, JPEG and WebP
-    can't begin in the middle.
+    a file whose bands lie together, in a compression that tifffile knows. Any other file is decoded whole: what reads
+    PNG, JPEG and WebP can't begin in the middle.
+
+    Args:
+        source: array or file.
+        pixels: how a file is read, see `das3.data.images.read_image`.
 
     Raises:
-        DataError: if the file can't be decoded.
+        DataError: if the file can't be decoded or lacks the bands.
     """
     if not isinstance(source, str | Path):
-        yield _ArrayRows(source)
+        yield _ArrayRows(source, lambda rows: (rows, None))
         return
+    images = ImageFiles([Path(source)], Path(source).parent, pixels)
     with ExitStack() as stack:
         rows: Rows | None = None
-        with suppress(Exception):  # tifffile is not there, or can't read it: for Pillow to read, or to refuse
-            rows = _tiff_rows(Path(source), stack)
-        yield rows or _ArrayRows(read_image(source))
+        with suppress(Exception):  # tifffile can't read it: for Pillow to read, or to refuse
+            rows = _tiff_rows(images, stack)
+        if rows is None:
+            image, valid = images.masked(0)
+            rows = _ArrayRows(image, lambda part: (part, None))
+            rows.valid = valid
+        yield rows
+
+
+Convert = Callable[[NDArray[Any]], tuple[Pixel, NDArray[np.bool_] | None]]
+"""Rows as they are stored to rows as the network sees them, and where they have data."""
 
 
 class _ArrayRows:
-    def __init__(self, pixels: NDArray[Any]) -> None:
-        self.pixels = pixels
-        self.shape: tuple[int, int] = (pixels.shape[0], pixels.shape[1])
+    def __init__(self, stored: NDArray[Any], convert: Convert) -> None:
+        self.stored, self.convert = stored, convert
+        self.shape: tuple[int, int] = (stored.shape[0], stored.shape[1])
+        self.valid: NDArray[np.bool_] | None = None
 
-    def read(self, top: int, bottom: int) -> NDArray[np.uint8]:
-        return _rgb(self.pixels[top:bottom])
+    def read(self, top: int, bottom: int) -> Pixel:
+        rows, valid = self.convert(self.stored[top:bottom])
+        self.valid = _noted(self.valid, self.shape, top, valid)
+        return rows
+
+
+def _noted(
+    known: NDArray[np.bool_] | None, shape: tuple[int, int], top: int, valid: NDArray[np.bool_] | None
+) -> NDArray[np.bool_] | None:
+    """Where an image has data, with what is known of further rows."""
+    if valid is None:
+        return known
+    known = np.ones(shape, np.bool_) if known is None else known
+    known[top : top + len(valid)] = valid[: len(known) - top]
+    return known
 
 
 class _TiffRows:
@@ -73,54 +102,75 @@ class _TiffRows:
         DataError: if it can't be decoded.
     """
 
-    def __init__(self, path: Path, page: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, page: Any, convert: Convert, nothing: float = 0) -> None:
+        self.path, self.page, self.convert, self.nothing = path, page, convert, nothing
         self.shape = (page.imagelength, page.imagewidth)
+        self.valid: NDArray[np.bool_] | None = None
+        self.decoded = 0
         self.segment = min(page.imagelength, page.tilelength or page.rowsperstrip)
         self.across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
         self.segments = page.segments(maxworkers=1, buffersize=2**24)
         self.first = 0
         self.kept = self._next()
 
-    def read(self, top: int, bottom: int) -> NDArray[np.uint8]:
+    def read(self, top: int, bottom: int) -> Pixel:
         pieces = [self.kept[top - self.first :]]
         while top + sum(map(len, pieces)) < bottom:
             pieces.append(self._next())
         self.first, self.kept = top, np.concatenate(pieces)
         return self.kept[: bottom - top]
 
-    def _next(self) -> NDArray[np.uint8]:
+    def _next(self) -> Pixel:
         """The next row of tiles, or strip."""
-        band = np.zeros((self.segment, self.shape[1], 3), np.uint8)
+        shape = (self.segment, self.shape[1], self.page.samplesperpixel)
+        band = np.full(shape, self.nothing, self.page.dtype.newbyteorder("="))
         for _ in range(self.across):
             try:
                 pixels, (_, _, _, left, _), _ = next(self.segments)
             except Exception as error:  # whatever the decoders of a broken file raise
                 raise DataError(f"can't read image {self.path} ({error}); repair or remove the file") from error
-            if pixels is not None:  # a tile that the file leaves out is black
-                part = _rgb(pixels[0])[: self.segment, : self.shape[1] - left]
+            if pixels is not None:  # a tile that the file leaves out is black, or has no data
+                part = pixels[0][: self.segment, : self.shape[1] - left]
                 band[: len(part), left : left + part.shape[1]] = part
-        return band
+        rows, valid = self.convert(band)
+        self.valid = _noted(self.valid, self.shape, self.decoded, valid)
+        self.decoded += len(rows)
+        return rows
 
 
-def _tiff_rows(path: Path, stack: ExitStack) -> Rows | None:
+def _tiff_rows(images: ImageFiles, stack: ExitStack) -> Rows | None:
     """Rows of a TIFF that can be read in parts."""
+    path = images.paths[0]
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None
-    tifffile = import_module("tifffile")
+    tifffile = tiff_library()
+    form = images.form(0)
     page = stack.enter_context(tifffile.TiffFile(path)).pages[0]
-    if not _is_plain(page):
+    if not _in_rows(page):
         return None
+    if images.is_plain(0):
+        convert: Convert = lambda stored: (_rgb(stored), None)  # noqa: E731
+    else:
+        pixels = images.own_pixels()
+        if form.reader != "page" or seen_form(form, pixels.channels, pixels.bands) != form:
+            return None
+        convert = lambda stored: pixels.convert(_native(stored), form, path)  # noqa: E731
     if page.is_memmappable:
-        return _ArrayRows(tifffile.memmap(path, page=0, mode="r"))
-    return _TiffRows(path, page)
+        return _ArrayRows(tifffile.memmap(path, page=0, mode="r"), convert)
+    return _TiffRows(path, page, convert, form.nodata or 0)
 
 
-def _is_plain(page: Any) -> bool:
-    """Grey or RGB of 8 or 16 bits, upright, channels together, alpha not multiplied in."""
+def _native(stored: NDArray[Any]) -> NDArray[Any]:
+    """H×W×B in the machine's byte order."""
+    stored = stored[..., None] if stored.ndim == 2 else stored
+    return stored.astype(stored.dtype.newbyteorder("="), copy=False)
+
+
+def _in_rows(page: Any) -> bool:
+    """Grey, RGB or bands that lie together, upright, alpha not multiplied in."""
     in_jpeg = (page.photometric, page.compression) == (6, 7)  # YCbCr, which is decoded to RGB
     return (
-        page.dtype in (np.uint8, np.uint16)
+        page.dtype != np.bool_
         and (page.photometric in (1, 2) or in_jpeg)
         and page.imagedepth == 1
         and (page.planarconfig == 1 or page.samplesperpixel == 1)
@@ -130,11 +180,9 @@ def _is_plain(page: Any) -> bool:
 
 
 def _rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """H×W or H×W×(1, 2, 3 or 4) of 8 or 16 bits to H×W×3, as `read_image` does."""
+    """H×W or H×W×(1, 2, 3 or 4) of 8 bits to H×W×3, as `read_image` does."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.dtype.itemsize == 2:
-        pixels = (pixels >> 8).astype(np.uint8)
     return pixels[..., :3] if pixels.shape[-1] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
 
 

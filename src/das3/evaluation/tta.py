@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from das3.data.images import Size, resize_image, resized_shape
+from das3.data.pixels import Pixel, to_unit
 from das3.errors import RecipeError
 from das3.segmenter import Segmenter
 
@@ -50,13 +50,13 @@ class TestTimeAugmentation:
         """(height, width) that an image of this shape has at scale 1 before the network."""
         return resized_shape(shape, self.size if self.size is not None else self.segmenter.preprocess.size)
 
-    def logits(self, images: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> list[Tensor]:
+    def logits(self, images: Sequence[Pixel], shape: tuple[int, int]) -> list[Tensor]:
         """Logits B×C×h×w of the images at every scale of `shape`, mirrored ones mirrored back."""
         found = []
         for scale in self.scales:
             zoomed = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
             batch = torch.from_numpy(np.stack([resize_image(image, zoomed) for image in images]))
-            pixels = batch.to(self.device).permute(0, 3, 1, 2).float() / 255
+            pixels = to_unit(batch.to(self.device).permute(0, 3, 1, 2))
             found.append(self.segmenter(pixels).float())
             if self.flip:
                 found.append(self.segmenter(pixels.flip(-1)).float().flip(-1))

@@ -19,7 +19,7 @@ from das3.models.metadata import METADATA_FILE, ModelMetadata, read_metadata, wr
 from das3.models.oneformer import give_task
 from das3.models.trust import names_code, refuse_code, refuse_remote
 from das3.models.weights import Weights, fit, is_mmseg, read_weights, refuse_not_finite, save_weights, wrong_classes
-from das3.segmenter import Origin, Segmenter
+from das3.segmenter import Origin, Preprocess, Segmenter
 
 __all__ = ["load_segmenter", "save_segmenter"]
 
@@ -38,12 +38,13 @@ def load_segmenter(
     class_names: Sequence[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    value_range: float | None = None,
-    channels: Literal["rgb", "bgr"] | None = None,
+    input_max: float | None = None,
+    channels: Literal["rgb", "bgr", "grey", "bands"] | None = None,
     size: int | tuple[int, int] | None = None,
     output_key: str | int | None = None,
     model_args: dict[str, Any] | None = None,
     align_corners: bool | None = None,
+    in_channels: int | None = None,
     trust: bool = False,
 ) -> Segmenter:
     """Open a segmentation network.
@@ -58,14 +59,15 @@ def load_segmenter(
         classifier: names of the layers that produce the logits.
         num_classes: how many classes the network predicts; 2 for one with a single sigmoid logit.
         class_names: their names.
-        mean: see `Preprocess`, as are std, value_range, channels and size.
+        mean: see `Preprocess`, as are std, input_max, channels and size.
         std: as above.
-        value_range: as above.
+        input_max: as above.
         channels: as above.
         size: as above.
         output_key: see `main_logits`.
         model_args: arguments of the function that builds the network, for the forms that name one.
         align_corners: see `Segmenter`.
+        in_channels: see `Segmenter`.
         trust: also run the code that a folder or hub repository names for its network.
 
     Returns:
@@ -77,13 +79,14 @@ def load_segmenter(
     beside = Path(weights) if weights is not None else None
     network, card = _open(model, dict(model_args or {}), beside, num_classes, trust=trust)
     refuse_not_finite(network, weights or (model if isinstance(model, str | Path) else type(network).__name__))
-    preprocess = {"mean": mean, "std": std, "value_range": value_range, "channels": channels, "size": size}
+    preprocess = {"mean": mean, "std": std, "input_max": input_max, "channels": channels, "size": size}
     changes = {
         "classifier": (classifier,) if isinstance(classifier, str) else classifier,
         "class_names": class_names,
         "output_key": output_key,
         "align_corners": align_corners,
-        "preprocess": replace(card.preprocess, **given) if (given := _given(preprocess)) else None,
+        "in_channels": in_channels,
+        "preprocess": _changed(card.preprocess, _given(preprocess)),
     }
     unchanged = weights is None and not _given(changes)
     if isinstance(model, Segmenter) and unchanged:
@@ -94,6 +97,16 @@ def load_segmenter(
     if wanted is not None and wanted != segmenter.num_classes:
         raise wrong_classes(str(model) if isinstance(model, str | Path) else "model", segmenter.num_classes, wanted)
     return segmenter
+
+
+def _changed(preprocess: Preprocess, given: dict[str, Any]) -> Preprocess | None:
+    """The preprocessing with the user's own options; statistics of other than three channels say what these are."""
+    count = len(
+        given.get("mean") or given.get("std") or ([0.0] if given.get("channels") == "grey" else preprocess.mean)
+    )
+    if given and count != len(preprocess.mean):
+        preprocess = replace(Preprocess.of_channels(count), size=preprocess.size, input_max=preprocess.input_max)
+    return replace(preprocess, **given) if given else None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

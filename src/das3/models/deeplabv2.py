@@ -13,7 +13,7 @@ from das3.segmenter import Preprocess
 
 __all__ = ["CAFFE", "DeepLabV2", "deeplabv2_resnet101"]
 
-CAFFE = Preprocess((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), value_range=255, channels="bgr")
+CAFFE = Preprocess((104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0), input_max=255, channels="bgr")
 """Images as networks converted from Caffe take them: BGR in [0, 255] without the mean."""
 
 

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -182,21 +182,27 @@ def preprocess_of(processor: Any) -> Preprocess:
         return default if value is None else value
 
     normalised = setting("do_normalize", False)
+    mean = _per_channel(setting("image_mean", 0.0)) if normalised else (0.0, 0.0, 0.0)
+    std = _per_channel(setting("image_std", 1.0)) if normalised else (1.0, 1.0, 1.0)
     factor = setting("rescale_factor", 1 / 255) if setting("do_rescale", True) else 1.0
     return Preprocess(
-        mean=_triple(setting("image_mean", 0.0)) if normalised else (0.0, 0.0, 0.0),
-        std=_triple(setting("image_std", 1.0)) if normalised else (1.0, 1.0, 1.0),
-        value_range=255 * factor,
-        channels="bgr" if setting("do_flip_channel_order", False) else "rgb",
+        mean=mean,
+        std=std,
+        input_max=255 * factor,
+        channels="bgr" if setting("do_flip_channel_order", False) else _order(len(mean)),
         size=_size(setting("size", {})) if setting("do_resize", False) else None,
     )
 
 
-def _triple(value: float | Sequence[float]) -> tuple[float, float, float]:
-    values = [float(value)] * 3 if isinstance(value, int | float) else [float(v) for v in value]
-    if len(values) != 3 or not all(map(math.isfinite, values)):
-        raise ValueError(f"mean and std must be 3 numbers each, got {values}")
-    return (values[0], values[1], values[2])
+def _per_channel(value: float | Sequence[float]) -> tuple[float, ...]:
+    values = (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"mean and std must be numbers, one per channel, got {values}")
+    return values
+
+
+def _order(channels: int) -> Literal["rgb", "grey", "bands"]:
+    return "rgb" if channels == 3 else "grey" if channels == 1 else "bands"
 
 
 def _size(size: Any) -> int | tuple[int, int] | None:
@@ -251,7 +257,7 @@ def _are_named(segmenter: Segmenter) -> bool:
 def _update(processor: Any, preprocess: Preprocess) -> None:
     processor.do_normalize = True
     processor.image_mean, processor.image_std = list(preprocess.mean), list(preprocess.std)
-    processor.do_rescale, processor.rescale_factor = preprocess.value_range != 255, preprocess.value_range / 255
+    processor.do_rescale, processor.rescale_factor = preprocess.input_max != 255, preprocess.input_max / 255
     processor.do_resize = preprocess.size is not None
     if isinstance(preprocess.size, int):
         processor.size = {"shortest_edge": preprocess.size}

@@ -12,12 +12,15 @@ from typing import Any
 from torch import nn
 
 from das3 import __version__
+from das3.data.pixels import Pixels
 from das3.errors import ModelError
 from das3.segmenter import Origin, Preprocess, Segmenter
 
 __all__ = ["METADATA_FILE", "ModelMetadata", "read_metadata", "write_metadata"]
 
 METADATA_FILE = "das3.json"
+
+_RENAMED = {"value_range": "input_max"}  # fields of the preprocessing under the names that older files have
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class ModelMetadata:
     divisor: int | None = None
     square: bool | None = None
     origin: Origin = field(default_factory=lambda: Origin("object", ""))
+    in_channels: int | None = None
+    pixels: Pixels | None = None
 
     @classmethod
     def of(cls, segmenter: Segmenter) -> ModelMetadata:
@@ -48,6 +53,8 @@ class ModelMetadata:
             segmenter.divisor,
             segmenter.square,
             segmenter.origin,
+            segmenter.in_channels,
+            segmenter.pixels,
         )
 
     def segmenter(self, model: nn.Module) -> Segmenter:
@@ -62,6 +69,8 @@ class ModelMetadata:
             divisor=self.divisor,
             square=self.square,
             origin=self.origin,
+            in_channels=self.in_channels,
+            pixels=self.pixels,
         )
 
 
@@ -85,6 +94,8 @@ def write_metadata(card: ModelMetadata, folder: Path) -> None:
         "align_corners": card.align_corners,
         "divisor": card.divisor,
         "square": card.square,
+        "in_channels": card.in_channels,
+        "pixels": asdict(card.pixels) if card.pixels else None,
     }
     try:
         text = json.dumps(values, indent=2, ensure_ascii=False)
@@ -113,6 +124,8 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
             align_corners=values["align_corners"],
             divisor=values["divisor"],
             square=values["square"],
+            in_channels=values.get("in_channels"),
+            pixels=_pixels(values.get("pixels")),
             origin=Origin(values["kind"], values["model"], values["model_args"], values["nesting"], values["prefix"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as error:
@@ -157,6 +170,8 @@ def _check(values: Mapping[str, Any]) -> None:
         "align_corners": isinstance(values["align_corners"], bool),
         "divisor": values["divisor"] is None or is_side(values["divisor"]),
         "square": isinstance(values["square"], bool | None),
+        "in_channels": values.get("in_channels") is None or is_side(values["in_channels"]),
+        "pixels": values.get("pixels") is None or isinstance(values["pixels"], Mapping),
     }
     for name, ok in fits.items():
         if not ok:
@@ -175,6 +190,13 @@ def _names(values: list[str] | None) -> tuple[str, ...] | None:
     return tuple(values) if values else None
 
 
-def _preprocess(values: Mapping[str, Any]) -> Preprocess:
+def _pixels(values: Mapping[str, Any] | None) -> Pixels | None:
+    if not values:
+        return None
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Pixels(**lists)
+
+
+def _preprocess(values: Mapping[str, Any]) -> Preprocess:
+    lists: dict[str, Any] = {_RENAMED.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return Preprocess(**lists)

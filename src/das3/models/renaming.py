@@ -17,7 +17,7 @@ __all__ = ["MMSEG", "Plan", "Rules", "Tensors", "count", "metadata", "renamed"]
 Tensors = dict[str, Tensor]
 Rules = Sequence[tuple[str, str]]
 
-MMSEG = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), value_range=255)
+MMSEG = Preprocess((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), input_max=255)
 """Images as mmsegmentation's configs normalise them."""
 
 

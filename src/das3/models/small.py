@@ -32,12 +32,13 @@ class SmallSegmenter(nn.Module):
     Args:
         num_classes: C.
         width: channels at stride 4; twice as many at stride 8.
+        in_channels: of the input.
     """
 
-    def __init__(self, num_classes: int, width: int = 24) -> None:
+    def __init__(self, num_classes: int, width: int = 24, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            _conv(3, width // 2, stride=2), _conv(width // 2, width, stride=2), _Residual(width, 1)
+            _conv(in_channels, width // 2, stride=2), _conv(width // 2, width, stride=2), _Residual(width, 1)
         )
         self.context = nn.Sequential(
             _conv(width, 2 * width, stride=2), *(_Residual(2 * width, d) for d in (1, 2, 4, 8))
@@ -47,13 +48,13 @@ class SmallSegmenter(nn.Module):
         self.classifier = nn.Conv2d(2 * width, num_classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B×3×H×W to logits B×C×⌈H/4⌉×⌈W/4⌉."""
+        """B×in_channels×H×W to logits B×C×⌈H/4⌉×⌈W/4⌉."""
         fine = self.stem(x)
         coarse = self.reduce(self.context(fine))
         coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.classifier(self.fuse(torch.cat([fine, coarse], dim=1)))  # type: ignore[no-any-return]
 
 
-def small(num_classes: int, width: int = 24) -> SmallSegmenter:
+def small(num_classes: int, width: int = 24, in_channels: int = 3) -> SmallSegmenter:
     """Build a `SmallSegmenter` with random weights."""
-    return SmallSegmenter(num_classes, width)
+    return SmallSegmenter(num_classes, width, in_channels)

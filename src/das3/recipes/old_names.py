@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 from das3.errors import RecipeError
 from das3.registry import stage_types
-from das3.stages.options import LoopOptions, StageOptions, bounds_of
+from das3.stages.options import LoopOptions, bounds_of
 
 __all__ = ["FORMAT", "refuse_old_arguments", "refuse_old_names", "up_to_date"]
 
@@ -23,11 +23,6 @@ _REMOVED: Mapping[str, tuple[Any, ...]] = {
     "rounds": (1,),
 }
 """Options that are gone, and the values with which they did nothing; see docs/decisions."""
-
-
-@dataclass(frozen=True)
-class _SingleStage(StageOptions, LoopOptions):
-    """The options of a recipe that trains one stage."""
 
 
 @cache
@@ -56,10 +51,9 @@ def refuse_old_names(values: Mapping[str, Any], where: str, kind: type = LoopOpt
         raise RecipeError(f"{where}: the option {prefix}{old} is called {prefix}{new} now; use that name")
 
 
-def refuse_old_arguments(arguments: list[str]) -> None:
-    """The same for the command line: a command, then options such as `--align.a` or `--average`."""
-    # Training a source model is one stage, whose options stand beside those of the loop.
-    renamed = _renamed(_SingleStage if arguments[:1] == ["train-source"] else LoopOptions)
+def refuse_old_arguments(arguments: list[str], kind: type = LoopOptions) -> None:
+    """The same for the command line: options such as `--align.a` or `--average`."""
+    renamed = _renamed(kind)
     for argument in arguments:
         name = argument.partition("=")[0].removeprefix("--")
         part, dot, option = name.rpartition(".")
@@ -74,7 +68,7 @@ def up_to_date(values: Mapping[str, Any], where: str, kind: type = LoopOptions) 
     Args:
         values: what the file says.
         where: the file, for errors.
-        kind: of the recipe, a dataclass; only those that train one stage have renamed options besides the loop's.
+        kind: of the recipe, a dataclass: it has the renamed options of its own, besides those of stages.
 
     Raises:
         RecipeError: if the recipe asks for something that is gone, has an option twice, or is of a newer format.

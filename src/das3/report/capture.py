@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
+from das3.data.pixels import Pixel, as_rgb8
 from das3.evaluation.predict import predict_probs
 from das3.files import write_atomically
-from das3.losses import entropy_of_probs
+from das3.losses import IGNORE_INDEX, entropy_of_probs
 from das3.segmenter import Segmenter
 
 __all__ = ["BINS", "SIDE", "Capture", "CaptureInfo", "capture", "center_window", "evenly_spaced", "weights_hash"]
@@ -110,14 +111,15 @@ def capture(segmenter: Segmenter, images: Images, folder: Path, *, track: Track 
 
     Args:
         segmenter: the model, on any device; predicts in evaluation mode.
-        images: target images at the size that they are trained at, H×W×3 uint8.
+        images: target images at the size that they are trained at.
         folder: of the capture. One that is complete and of the same weights and images is kept, another one replaced.
         track: shows progress.
 
     Returns:
-        The capture. Per image: `labels` H×W uint8; `entropy` h×w uint8, normalised entropy × 255, longer side 240 at
-        most; `mean_entropy` in [0, 1]; `histogram` of the entropy of all pixels, `BINS` counts; `photo`, bytes of a
-        JPEG file. Of images of more than 2 megapixels the centre is taken, see `center_window`.
+        The capture. Per image: `labels` H×W uint8, 255 where it has no data; `entropy` h×w uint8, normalised
+        entropy × 255, longer side 240 at most; `mean_entropy` in [0, 1]; `histogram` of the entropy of all pixels,
+        `BINS` counts; `photo`, bytes of a JPEG file. Of images of more than 2 megapixels the centre is taken, see
+        `center_window`.
     """
     chosen = evenly_spaced(len(images), SAMPLE)
     info = CaptureInfo(
@@ -134,7 +136,7 @@ def capture(segmenter: Segmenter, images: Images, folder: Path, *, track: Track 
     device = next(segmenter.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for n, i in enumerate(track(chosen, "predicting for the report", len(chosen))):
-            store.write(n, _arrays(segmenter, images[i]))
+            store.write(n, _arrays(segmenter, *images.masked(i)))
     write_atomically(folder / "meta.json", json.dumps(asdict(info), ensure_ascii=False, indent=1).encode())
     return Capture(folder)
 
@@ -144,16 +146,21 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total)).round()})
 
 
-def _arrays(segmenter: Segmenter, image: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    seen = np.ascontiguousarray(image[center_window(image.shape[:2], segmenter.num_classes)])
+def _arrays(segmenter: Segmenter, image: Pixel, valid: NDArray[np.bool_] | None) -> dict[str, NDArray[Any]]:
+    """What is kept of an image; `valid` is false where it has no data, None if there is none such."""
+    window = center_window(image.shape[:2], segmenter.num_classes)
+    seen = np.ascontiguousarray(image[window])
     probs = predict_probs(segmenter, seen)
-    entropy = entropy_of_probs(probs[None])[0].clamp(0, 1)
+    labels = probs.argmax(dim=0).to(torch.uint8).cpu()
+    entropy = entropy_of_probs(probs[None])[0].clamp(0, 1).float().cpu()
+    there = torch.ones_like(labels, dtype=torch.bool) if valid is None else torch.from_numpy(valid[window].copy())
+    known = entropy[there]
     return {
-        "labels": probs.argmax(dim=0).to(torch.uint8).cpu().numpy(),
-        "entropy": _shrunk(entropy, _HEAT_SIDE).mul(255).round().to(torch.uint8).cpu().numpy(),
-        "mean_entropy": np.array(entropy.mean(dtype=torch.float64).item()),
-        "histogram": torch.histc(entropy.float().cpu(), BINS, 0, 1).numpy().astype(np.int64),
-        "photo": np.frombuffer(_jpeg(seen), np.uint8),
+        "labels": labels.masked_fill(~there, IGNORE_INDEX).numpy(),
+        "entropy": _shrunk(entropy.masked_fill(~there, 0), _HEAT_SIDE).mul(255).round().to(torch.uint8).numpy(),
+        "mean_entropy": np.array(known.mean(dtype=torch.float64).item() if len(known) else 0.0),
+        "histogram": torch.histc(known, BINS, 0, 1).numpy().astype(np.int64),
+        "photo": np.frombuffer(_jpeg(as_rgb8(seen, segmenter.preprocess.rgb_bands)), np.uint8),
     }
 
 

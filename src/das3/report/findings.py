@@ -77,7 +77,7 @@ def compare_captures(before: Capture, after: Capture, pseudo: PseudoLabels | Non
         changes.append(image_change(name, matrix, float(one["mean_entropy"]), float(other["mean_entropy"])))
         made = pseudo_labels_of(pseudo, name, one["labels"].shape, num_classes)
         if made is not None:
-            labelled += np.bincount(made.ravel(), minlength=256)
+            labelled += np.bincount(made[one["labels"] < num_classes], minlength=256)  # not where there is no data
     counted = np.append(labelled[:num_classes], labelled[255])
     found = counted / counted.sum() if counted.sum() else None
     return Findings(total, changes, histograms / np.maximum(1, histograms.sum(axis=1, keepdims=True)), found)

@@ -19,14 +19,15 @@ def transitions(before: Labels, after: Labels, num_classes: int) -> Counts:
     """Pixels by predicted class: a confusion matrix of two models, which needs no labels.
 
     Args:
-        before: H×W class ids of one model.
+        before: H×W class ids of one model; what is not below C, as 255 where there is no data, does not count.
         after: those of the other one.
         num_classes: C.
 
     Returns:
         C×C; row i, column j counts pixels that were of class i and are of class j.
     """
-    pairs = before.astype(np.int64).ravel() * num_classes + after.ravel()
+    known = (before < num_classes) & (after < num_classes)
+    pairs = before[known].astype(np.int64) * num_classes + after[known]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

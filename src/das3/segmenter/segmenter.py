@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from das3.data.pixels import Pixels
 from das3.errors import ModelError
 from das3.segmenter.mask_classification import mask_heads, mask_queries, semantic_logits
 from das3.segmenter.windows import in_windows
 
 __all__ = ["Origin", "Preprocess", "Segmenter", "evaluating", "find_classifier", "find_sides", "main_logits"]
+
+_TRIED = 4
+"""Numbers of channels that are tried if the network does not take RGB."""
 
 
 @dataclass(frozen=True)
@@ -48,38 +52,84 @@ class Origin:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How the network expects its input, applied to RGB images in [0, 1].
+    """How the network expects its input, applied to images in [0, 1].
 
     Attributes:
-        mean: subtracted per channel, in the units of `value_range` and in the order of `channels`.
+        mean: subtracted per channel, in the units of `input_max` and in the order of `channels`; one for each.
         std: divides per channel, likewise.
-        value_range: largest pixel value before mean and std, 1 or 255.
-        channels: "rgb", or "bgr" as Caffe-trained networks expect.
+        input_max: largest value that the network was trained to see, before mean and std: 1 or 255.
+        channels: "rgb"; "bgr" as Caffe-trained networks expect; "grey" for one channel; "bands" for those of the images
+            as they are chosen, of any number.
         size: size that images are resized to before the network: None keeps theirs, an int is the length of the
             shorter side in pixels, (height, width) is exact.
+        rgb: which bands of the images, from 0, are red, green and blue to a person, and get colour changes; None for
+            the first three.
     """
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    value_range: float = 1.0
-    channels: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    input_max: float = 1.0
+    channels: Literal["rgb", "bgr", "grey", "bands"] = "rgb"
     size: int | tuple[int, int] | None = None
+    rgb: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ModelError(f"preprocessing needs 3 means and 3 positive stds, got mean={self.mean}, std={self.std}")
-        if self.channels not in ("rgb", "bgr"):
-            raise ModelError(f"channel order must be 'rgb' or 'bgr', got {self.channels!r}")
-        if self.value_range <= 0:
-            raise ModelError(f"value range must be positive (1 or 255), got {self.value_range}")
+        count = {"rgb": 3, "bgr": 3, "grey": 1}.get(self.channels, len(self.mean))
+        if not len(self.mean) == len(self.std) == count or not self.std or min(self.std) <= 0:
+            raise ModelError(
+                f"preprocessing needs {count} means and {count} positive stds, got mean={self.mean}, std={self.std}"
+            )
+        if self.channels not in ("rgb", "bgr", "grey", "bands"):
+            raise ModelError(f"channels must be rgb, bgr, grey or bands, got {self.channels!r}")
+        if self.rgb is not None and not all(0 <= band < count for band in self.rgb):
+            raise ModelError(f"the RGB bands must be among the {count} that the network takes, got {self.rgb}")
+        if self.input_max <= 0:
+            raise ModelError(f"input_max must be positive (1 or 255), got {self.input_max}")
+
+    @classmethod
+    def of_channels(cls, count: int) -> Preprocess:
+        """What is taken of a network of so many channels of which nothing is known: ImageNet's statistics, for other
+        channels than RGB the mean of its three.
+        """
+        if count == 3:
+            return cls()
+        mean, std = (0.449,) * count, (0.226,) * count
+        return cls(mean, std, channels="grey" if count == 1 else "bands")
+
+    @property
+    def rgb_bands(self) -> tuple[int, int, int]:
+        """Which bands are red, green and blue to a person."""
+        last = len(self.mean) - 1
+        return self.rgb or (0, min(1, last), min(2, last))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Turn B×3×H×W RGB images in [0, 1] into the network's input of the same shape."""
+        """Turn B×K×H×W images in [0, 1] into the network's input of the same shape."""
         if self.channels == "bgr":
             images = images.flip(1)
-        mean = images.new_tensor(self.mean).view(1, 3, 1, 1)
-        std = images.new_tensor(self.std).view(1, 3, 1, 1)
-        return (images * self.value_range - mean) / std
+        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        return (images * self.input_max - mean) / std
+
+
+def _of_channels(preprocess: Preprocess, channels: int) -> Preprocess:
+    """The preprocessing of a network of so many channels, its defaults replaced by those for them."""
+    if preprocess == replace(Preprocess(), size=preprocess.size):  # nothing is known of it
+        return replace(Preprocess.of_channels(channels), size=preprocess.size)
+    if len(preprocess.mean) != channels:
+        raise ModelError(
+            f"the network takes {channels} channels, but there are {len(preprocess.mean)} means and stds; give one for "
+            "each channel with --mean and --std"
+        )
+    return preprocess
+
+
+def _input_channels(model: nn.Module) -> list[int]:
+    """How many channels the network's first few convolutions take, and its linear layers."""
+    layers = (nn.Conv2d, nn.Linear)
+    found = [
+        m.in_channels if isinstance(m, nn.Conv2d) else m.in_features for m in model.modules() if isinstance(m, layers)
+    ]
+    return list(dict.fromkeys(found))[:_TRIED]
 
 
 def main_logits(output: Any, key: str | int | None = None) -> Tensor:
@@ -271,11 +321,14 @@ class Segmenter(nn.Module):
     Attributes:
         model: the user's network, untouched; what is saved at the end.
         classifier: names of the modules inside `model` that are g.
+        in_channels: K of the images that the network takes.
         num_classes: C of the logits that `forward` returns; a network with one sigmoid logit counts as 2.
         sigmoid: whether the network itself has one sigmoid logit.
         preprocess: how the network expects images.
         class_names: names of the classes, "class 0"… where unknown.
         origin: where the network came from.
+        pixels: how the image files were read that it was trained or adapted on, if they were not plain pictures of 8
+            bits.
 
     Args:
         model: the network.
@@ -284,6 +337,7 @@ class Segmenter(nn.Module):
         align_corners: how the network's family upsamples its logits to the image.
         divisor: sides of the input must be multiples of this; found when this or `square` is None.
         square: both sides must be equal.
+        in_channels: K; found by trying when None.
 
     Raises:
         ModelError: if the network can't be run, the classifier can't be found or a named module does not exist.
@@ -302,14 +356,19 @@ class Segmenter(nn.Module):
         divisor: int | None = None,
         square: bool | None = None,
         origin: Origin | None = None,
+        in_channels: int | None = None,
+        pixels: Pixels | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.preprocess = preprocess or Preprocess()
+        self.pixels = pixels
         self.output_key = output_key
         self.align_corners = align_corners
         self.origin = origin or Origin("object", type(model).__name__)
-        example, channels = self._try_out(example_size)
+        example, channels = self._try_out(example_size, in_channels)
+        self.in_channels = example.shape[1]
+        self.preprocess = _of_channels(self.preprocess, self.in_channels)
         if isinstance(classifier, str):
             classifier = [classifier]
         known = classifier or mask_heads(model)
@@ -329,15 +388,30 @@ class Segmenter(nn.Module):
                 f"the network predicts {self.num_classes} classes but {len(self.class_names)} class names were given"
             )
 
-    def _try_out(self, size: tuple[int, int]) -> tuple[Tensor, int]:
-        """An input that the network takes, of `size` or a larger one or that of its images, and its channels."""
+    def _try_out(self, size: tuple[int, int], in_channels: int | None) -> tuple[Tensor, int]:
+        """An input that the network takes, of `size` or a larger one or that of its images, and the logits' channels.
+
+        If RGB does not do, the input has as many channels as one of the convolutions takes, the first ones first.
+        """
+        if in_channels is not None:
+            return self._run(size, in_channels)
+        try:
+            return self._run(size, 3)
+        except ModelError as error:
+            for channels in [c for c in dict.fromkeys([*_input_channels(self.model), 1]) if c != 3]:
+                with contextlib.suppress(ModelError):
+                    return self._run(size, channels)
+            raise error
+
+    def _run(self, size: tuple[int, int], in_channels: int) -> tuple[Tensor, int]:
         own = self.preprocess.size if isinstance(self.preprocess.size, tuple) else size
         side = getattr(getattr(self.model, "config", None), "image_size", None)  # of a vision transformer
         parameter = next(self.model.parameters(), torch.zeros(()))
         reasons = []
         sizes = (size, (256, 256), own, *([(side, side)] if isinstance(side, int) else []))
         for height, width in dict.fromkeys(sizes):
-            example = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(parameter)
+            shape, generator = (1, in_channels, height, width), torch.Generator().manual_seed(0)
+            example = torch.rand(shape, generator=generator).to(parameter)
             try:
                 with evaluating(self.model), torch.no_grad():
                     output = self.model(example)
@@ -349,12 +423,12 @@ class Segmenter(nn.Module):
                 reason = (str(error).strip().splitlines() or [""])[0][:150]
                 reasons.append(f"{height}×{width}: {type(error).__name__}: {reason}")
         raise ModelError(
-            f"the network can't be run on a batch of one RGB image ({'; '.join(reasons)}); if it takes one size only, "
-            "give it with --size"
+            f"the network can't be run on a batch of one image of {in_channels} channels ({'; '.join(reasons)}); if it "
+            "takes one size only, give it with --size, and the channels, if they can't be found, with --in-channels"
         )
 
     def native_logits(self, images: Tensor) -> Tensor:
-        """Logits at the network's own resolution, B×C×h×w float32, for B×3×H×W RGB images in [0, 1].
+        """Logits at the network's own resolution, B×C×h×w float32, for B×K×H×W images in [0, 1].
 
         One sigmoid logit z becomes the two logits (0, z), whose softmax is (1 − σ(z), σ(z)).
         """
@@ -362,7 +436,7 @@ class Segmenter(nn.Module):
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.sigmoid else logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits B×C×H×W float32 at the size of the images, B×3×H×W RGB in [0, 1], of any H and W.
+        """Logits B×C×H×W float32 at the size of the images, B×K×H×W in [0, 1], of any H and W.
 
         A network that takes one size only sees larger images in windows of it. Logits that are composed of masks are
         upsampled as the probabilities they stand for, as the networks' own inference does: between two classes of
@@ -377,7 +451,7 @@ class Segmenter(nn.Module):
 
     def takes(self, height: int, width: int) -> bool:
         """Whether the network can be run on images of this size, which some that take one size only can't."""
-        example = next(self.model.parameters()).new_zeros((1, 3, height, width))
+        example = next(self.model.parameters()).new_zeros((1, self.in_channels, height, width))
         with contextlib.suppress(RuntimeError, ValueError, AssertionError), evaluating(self.model), torch.no_grad():
             self(example)
             return True
@@ -418,4 +492,5 @@ class Segmenter(nn.Module):
         total = sum(p.numel() for p in self.model.parameters())
         kind = "1 sigmoid logit" if self.sigmoid else f"{self.num_classes} classes"
         size = f"{total / 1e6:.1f} M parameters"
-        return f"{type(self.model).__name__}, {size}, {kind}, classifier: {', '.join(self.classifier)}"
+        inputs = "" if self.in_channels == 3 else f"{self.in_channels} input channel{'s' * (self.in_channels > 1)}, "
+        return f"{type(self.model).__name__}, {size}, {inputs}{kind}, classifier: {', '.join(self.classifier)}"

@@ -89,7 +89,7 @@ def choose_input_transform(context: StageContext, *, color: bool = True, upscale
     """
     if not (color or upscale):
         return context
-    best = InputTransform()
+    best = InputTransform(rgb=context.rgb)
     reached = _confidence_under(context, best)
     if color:
         best, reached = _with_even_illumination(context, best, reached)
@@ -103,7 +103,9 @@ Choice = tuple[InputTransform, ConfidenceStatistics]
 
 
 def _with_even_illumination(context: StageContext, best: InputTransform, reached: ConfidenceStatistics) -> Choice:
-    even = InputTransform(illumination=estimate_illumination(context.batches(context.subset_groups())))
+    batches = context.batches(context.subset_groups())
+    colors = batches if best.rgb is None else (batch[:, list(best.rgb)] for batch in batches)
+    even = replace(best, illumination=estimate_illumination(colors))
     found = _confidence_under(context, even)
     return (even, found) if found.is_more_confident_than(reached) else (best, reached)
 

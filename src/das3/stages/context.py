@@ -16,9 +16,11 @@ from torch import Tensor
 
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
+from das3.data.pixels import Pixel, to_unit
 from das3.data.samples import Augmentation, Maps, Samples
 from das3.distributed import wait_for_all
 from das3.input_transforms import IDENTITY, InputTransform
+from das3.losses import IGNORE_INDEX
 from das3.norms import reestimate, restored_running_statistics
 from das3.segmenter import Segmenter, evaluating
 from das3.stages.options import StageOptions
@@ -48,7 +50,7 @@ class StageContext:
     Attributes:
         fabric: device, precision and processes.
         segmenter: the incoming model, on the device.
-        images: target images at the size they are trained at, H×W×3 uint8.
+        images: target images at the size they are trained at, see `das3.data.images.Images`.
         folder: where the stage stores what it prepares; it is kept if the run is interrupted.
         seed: (seed of the run, number of the phase); everything random in the stage depends on it.
         crop: (height, width) of training samples.
@@ -86,7 +88,12 @@ class StageContext:
 
     def augmentation(self, options: StageOptions) -> Augmentation:
         """Crop and augmentation of a sample, by the options."""
-        return Augmentation(self.crop, scale=options.scale, color=options.color, blur=options.blur)
+        return Augmentation(self.crop, scale=options.scale, color=options.color, blur=options.blur, rgb=self.rgb)
+
+    @property
+    def rgb(self) -> tuple[int, int, int] | None:
+        """Indices of the bands that are red, green and blue; None where the network takes RGB alone."""
+        return None if self.segmenter.in_channels == 3 else self.segmenter.preprocess.rgb_bands
 
     def groups(self) -> list[list[int]]:
         """Indices of all images in batches: consecutive ones of equal size together."""
@@ -109,13 +116,16 @@ class StageContext:
         return groups[self.fabric.global_rank :: self.fabric.world_size]
 
     def batches(self, groups: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
-        """Whole images B×3×H×W float32 in [0, 1] on the device, a batch per group; all groups when None."""
-        for group in groups if groups is not None else self.groups():
-            yield self._stack([self.images[i] for i in group])
+        """Whole images B×K×H×W float32 in [0, 1] on the device, a batch per group; all groups when None."""
+        for batch, _ in self._masked_batches(groups if groups is not None else self.groups()):
+            yield batch
 
-    def _stack(self, arrays: list[NDArray[np.uint8]]) -> Tensor:
-        batch = torch.from_numpy(np.stack(arrays)).to(self.fabric.device)
-        return batch.permute(0, 3, 1, 2).float().div_(255)
+    def _masked_batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+        """The same, with H×W on the device of each image, false where there is no data; None where there is all."""
+        for group in groups:
+            arrays, masks = zip(*(self.images.masked(i) for i in group), strict=True)
+            batch = to_unit(torch.from_numpy(np.stack(arrays)).to(self.fabric.device).permute(0, 3, 1, 2))
+            yield batch, [None if m is None else torch.from_numpy(m).to(self.fabric.device) for m in masks]
 
     @torch.no_grad()
     def label_all(
@@ -135,12 +145,13 @@ class StageContext:
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
         missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
-        batches = zip(missing, self.batches(missing), strict=True)
+        batches = zip(missing, self._masked_batches(missing), strict=True)
         transformed = self._transformed_statistics(self.subset_groups() if groups is None else groups)
         with evaluating(self.segmenter), transformed:
-            for group, batch in self.track(batches, f"labelling ({name})", len(missing)):
-                for i, probs in zip(group, self.predict(batch), strict=True):
-                    store.write(i, {key: value.cpu().numpy() for key, value in label(probs).items()})
+            for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(missing)):
+                for i, probs, valid in zip(group, self.predict(batch), masks, strict=True):
+                    found = label(probs) if valid is None else _labels_of_data(label, probs, valid)
+                    store.write(i, {key: value.cpu().numpy() for key, value in found.items()})
         wait_for_all()
         return store
 
@@ -185,19 +196,42 @@ class StageContext:
         return torch.split(images, max(1, batch.numel() // images[0].numel()))
 
 
+def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """What `label` makes of a prediction C×H×W where only the `valid` pixels H×W count.
+
+    The others show the predictions of valid pixels, evenly spread, so that shares, means and ranks over the image are
+    those of its data. Label maps of the image's size then get 255 there (0 where bits are packed).
+    """
+    inside, outside = valid.flatten().nonzero().squeeze(1), (~valid).flatten().nonzero().squeeze(1)
+    if len(inside):
+        spread = torch.arange(len(outside), device=inside.device) * len(inside) // max(1, len(outside))
+        flat = probs.flatten(1).clone()
+        flat[:, outside] = flat[:, inside[spread]]
+        probs = flat.view_as(probs)
+    found = label(probs)
+    for key, value in found.items():
+        if value.dtype == torch.uint8 and value.shape[-2:] == valid.shape:
+            found[key] = value.masked_fill(~valid, IGNORE_INDEX if value.ndim == 2 else 0)
+    return found
+
+
 class _TransformedImages(Images):
-    """Images under a transform that keeps their size, H×W×3 uint8 as all are."""
+    """Images under a transform that keeps their size and type."""
 
     def __init__(self, images: Images, transform: InputTransform) -> None:
         super().__init__(images.names)
-        self.images, self.transform = images, transform
+        self.images, self.transform, self.pixels = images, transform, images.pixels
 
-    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
-        batch = torch.from_numpy(self.images[i]).permute(2, 0, 1)[None].float().div_(255)
-        image: NDArray[np.uint8] = (
-            self.transform(batch)[0].mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        )
-        return image
+    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
+        return self.masked(i)[0]
+
+    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
+        """Image i, and H×W where it has data; None where it has everywhere."""
+        image, valid = self.images.masked(i)
+        transformed = self.transform(to_unit(torch.from_numpy(image).permute(2, 0, 1)[None]))[0]
+        if image.dtype == np.uint8:
+            transformed = transformed.mul(255).round().byte()
+        return transformed.permute(1, 2, 0).contiguous().numpy(), valid
 
     def size(self, i: int) -> tuple[int, int]:
         """The image's own."""

@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from das3.data.images import Images, resize_image, resized_shape
 from das3.data.labels import Labelled
 from das3.data.open import open_images
+from das3.data.pixels import Pixel
 from das3.data.samples import auto_crop
 from das3.errors import RecipeError
 from das3.evaluation.evaluate import evaluate
+from das3.models.image_reading import fit_images
 from das3.recipe import Recipe
 from das3.registry import find_stage
 from das3.segmenter import Segmenter, evaluating
@@ -167,8 +168,9 @@ def dry_run(recipe: Recipe, *, trust: bool = False) -> DryRun:
         TrainingError: if a loss is not finite.
     """
     source = open_images(recipe.images)
-    source.verify()
     segmenter = open_model(recipe, trust=trust)
+    source = fit_images(source, segmenter, recipe)
+    source.verify()
     labelled = open_evaluation(recipe, segmenter)
     if recipe.batch_size % recipe.devices:
         raise RecipeError(f"batch_size {recipe.batch_size} can't be divided among {recipe.devices} processes")
@@ -198,7 +200,7 @@ def affordable(recipe: Recipe, segmenter: Segmenter, images: Images, fabric: Fab
     assert recipe.crop is not None
     if fabric.device.type == "cuda":
         return 1.0
-    example = torch.rand(1, 3, *(min(side, 96) for side in recipe.crop), device=fabric.device)
+    example = torch.rand(1, segmenter.in_channels, *(min(side, 96) for side in recipe.crop), device=fabric.device)
     try:
         with evaluating(segmenter), torch.no_grad():
             segmenter(example)  # the first one is slower
@@ -301,7 +303,7 @@ class _Chosen(Images):
         super().__init__([images.names[i] for i in chosen])
         self.images, self.chosen, self.shrink = images, list(chosen), shrink
 
-    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
+    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
         return resize_image(self.images[self.chosen[i]], self.size(i))
 
     def size(self, i: int) -> tuple[int, int]:

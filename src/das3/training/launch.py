@@ -19,6 +19,7 @@ from das3.errors import ModelError, RecipeError
 from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import percent
 from das3.models import load_segmenter, save_segmenter
+from das3.models.image_reading import how_read, read_as_fitted
 from das3.recipe import ModelOptions, RunOptions
 from das3.report import Report, RunReporter, write_report
 from das3.segmenter import Segmenter
@@ -40,7 +41,7 @@ class Result:
 
     Attributes:
         model: the adapted network, of the same type as the one given, on the CPU and in evaluation mode.
-        segmenter: the same network with its preprocessing and class names: RGB images in [0, 1] to logits.
+        segmenter: the same network with its preprocessing and class names: images in [0, 1] to logits.
         metrics: contents of summary.json: a row per stage with its seconds, and mIoU in percent if labels were given.
         pseudo_labels: labels of the last self-training stage per image, or None if no stage made any.
         folder: the run folder.
@@ -85,8 +86,9 @@ def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None
         class_names=recipe.class_names,
         mean=recipe.mean,
         std=recipe.std,
-        value_range=recipe.value_range,
+        input_max=recipe.input_max,
         channels=recipe.channels,
+        in_channels=recipe.in_channels,
         size=recipe.size,
         output_key=recipe.output_key,
         model_args=recipe.model_args or None,
@@ -113,7 +115,7 @@ def open_evaluation(recipe: RunOptions, segmenter: Segmenter) -> Labelled | None
 
 
 def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
-    """The labelled images, if the model predicts their classes.
+    """The labelled images, read as the model's images are, if the model predicts their classes.
 
     Raises:
         ModelError: if the numbers differ.
@@ -123,7 +125,7 @@ def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
             f"the model predicts {segmenter.num_classes} classes but the evaluation labels have "
             f"{labelled.num_classes}; give the matching --classes or --class-map"
         )
-    return labelled
+    return labelled.read_as(read_as_fitted(labelled.images, segmenter))
 
 
 def measure_on(labelled: Labelled | None) -> Callable[[Segmenter], dict[str, Any]]:
@@ -181,6 +183,8 @@ def launch_run(
         with Display(quiet=quiet or not is_first_process()) as display:
             display.say(segmenter.describe())
             display.say(f"{len(images)} images, on {_where(fabric)}, into {run.folder}")
+            for line in how_read(images):
+                display.say(line)
             images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
             reporter = RunReporter(run.folder, on=report and is_first_process(), say=display.say, track=display.track)
             reporter.before(segmenter.to(fabric.device), images)

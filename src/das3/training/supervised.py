@@ -20,6 +20,7 @@ from das3.data.open import open_labelled
 from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
 from das3.losses import positive_loss
+from das3.models.image_reading import fit_images
 from das3.recipe import RunOptions
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
@@ -139,5 +140,6 @@ def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = Fa
     recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
     torch.manual_seed(recipe.seed)
     segmenter = open_model(recipe, recipe.model or "das3:small", trust=trust)
+    labelled = labelled.read_as(fit_images(labelled.images, segmenter, recipe))
     evaluation = open_evaluation(recipe, segmenter)
     return train_supervised(segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
