@@ -1,6 +1,8 @@
 """Networks of 1, 4 and N channels, and images of any depth, through the commands: adapt, resume, predict, evaluate."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from das3.cli import main
 from das3.cli.arguments import prepare
 from das3.cli.command import command_parser
 from das3.data.open import open_images, open_labelled
+from das3.data.pixels import as_rgb8
 from das3.data.samples import Augmentation
 from das3.data.value_ranges import read_rule
 from das3.errors import DataError, ModelError, RecipeError
@@ -25,7 +28,9 @@ from das3.evaluation.evaluate import evaluate
 from das3.evaluation.predict import predict_labels
 from das3.input_transforms import COLOR_TRANSFORMS, InputTransform
 from das3.models import load_segmenter, save_segmenter
-from das3.recipe import recipe_from, recipe_of
+from das3.recipe import load_recipe, recipe_from, recipe_of
+from das3.report.capture import Capture
+from das3.report.findings import compare_captures
 from das3.segmenter import Preprocess, Segmenter
 from das3.stages.context import _labels_of_data
 
@@ -147,6 +152,33 @@ def test_an_smp_network_of_four_channels_goes_back_to_smp(tmp_path: Path) -> Non
     torch.testing.assert_close(ours(batch), back(ours.preprocess(batch)))
 
 
+def test_the_report_shows_rgb_bands_and_leaves_out_what_has_no_data(tmp_path: Path) -> None:
+    world, model = write_world(tmp_path / "world", 4), saved(tmp_path / "model", 4)
+    for path in (world / "images").iterdir():
+        values = tifffile.imread(path)
+        values[:, 40:] = 0
+        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
+    run = tmp_path / "run"
+    adapted(model, world, run, "--stages=align", "--rgb-bands=4,3,2", "--nodata=0", "--pixel-range=0,4095")
+    assert (run / "report.html").is_file()
+    segmenter = load_segmenter(run)
+    before, after = (Capture(run / "work/report" / kind) for kind in ("incoming", "adapted"))
+    images = open_images(world / "images").fitted(4, recorded=segmenter.pixels)
+    for i in range(len(images)):
+        image, valid = images.masked(i)
+        assert valid is not None
+        assert (after[i]["labels"] == np.where(valid, predict_labels(segmenter, image), 255)).all()
+        assert before[i]["histogram"].sum() == after[i]["histogram"].sum() == valid.sum()
+        photo = np.asarray(Image.open(io.BytesIO(after.photo(i)))).astype(float)
+        assert np.abs(photo - as_rgb8(image, (3, 2, 1))).mean() < 10  # JPEG
+    assert compare_captures(before, after).matrix.sum() == sum(int(images.masked(i)[1].sum()) for i in range(3))
+    kept = [{k: v.tolist() for k, v in after[i].items()} for i in range(3)]
+    shutil.rmtree(run / "work/report")
+    assert main(["report", str(run), "--quiet"]) == 0
+    again = Capture(run / "work/report/adapted")
+    assert [{k: v.tolist() for k, v in again[i].items()} for i in range(3)] == kept
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_a_network_object_of_any_number_of_channels(channels: int) -> None:
     images = [(RNG.integers(0, 4096, (32, 40, channels)).astype(np.uint16), "no label") for _ in range(3)]
@@ -261,13 +293,10 @@ def test_colours_change_in_the_rgb_bands_alone() -> None:
 @pytest.mark.parametrize("color_transform", COLOR_TRANSFORMS)
 def test_color_transforms_change_the_rgb_bands_alone(color_transform: str) -> None:
     images = torch.rand(2, 5, 8, 8)
-    shown = InputTransform(
-        color_transforms=(color_transform,), illumination=torch.full((1, 1, 8, 8), 0.5), rgb=(4, 0, 2)
-    )(images)
+    changes = {"color_transforms": (color_transform,), "illumination": torch.full((1, 1, 8, 8), 0.5)}
+    shown = InputTransform(**changes, rgb=(4, 0, 2))(images)
     assert torch.equal(shown[:, [1, 3]], images[:, [1, 3]])
-    alone = InputTransform(color_transforms=(color_transform,), illumination=torch.full((1, 1, 8, 8), 0.5))(
-        images[:, [4, 0, 2]]
-    )
+    alone = InputTransform(**changes)(images[:, [4, 0, 2]])
     torch.testing.assert_close(shown[:, [4, 0, 2]], alone)
 
 
@@ -353,6 +382,16 @@ def test_pixels_without_data_are_not_measured(tmp_path: Path) -> None:
     assert whole.confusion.counts.sum() == 3 * 48 * 64
     valid = sum(int(mask.sum()) for _, mask in (images.masked(i) for i in range(3)))  # type: ignore[union-attr]
     assert part.confusion.counts.sum() == valid <= 3 * 48 * 40
+
+
+def test_the_former_name_of_input_max_is_read_in_old_recipe_files_and_refused_elsewhere(tmp_path: Path, capsys) -> None:
+    (tmp_path / "old.yaml").write_text("value_range: 255\n")
+    assert recipe_from(load_recipe(tmp_path / "old.yaml")).input_max == 255
+    with pytest.raises(RecipeError, match="the option value_range is called input_max now"):
+        das3.adapt(network(3), tmp_path, value_range=255)
+    for command in ("adapt", "predict", "evaluate", "train-source"):
+        assert main([command, "--value-range=255"]) == 2
+        assert "--value-range is called --input-max now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from das3.errors import DataError, ModelError, RecipeError
 from das3.evaluation.tiled_io import PngWriter, Rows, open_rows
 from das3.evaluation.tta import TestTimeAugmentation
 from das3.files import write_atomically
+from das3.losses import IGNORE_INDEX
 from das3.segmenter import Segmenter, evaluating
 
 __all__ = [
