@@ -112,7 +112,7 @@ def estimate_illumination(batches: Iterable[Tensor]) -> Tensor:
     so dividing by it may help or harm.
 
     Args:
-        batches: images B×3×H×W in [0, 1].
+        batches: RGB images B×3×H×W in [0, 1].
 
     Source: flat-field correction, estimated from the images themselves (Smith et al., Nature Methods 2015).
     """

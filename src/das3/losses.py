@@ -190,7 +190,7 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
 
     Args:
         logits: B×C×H×W, H and W ≥ 2.
-        image: B×3×H×W in [0, 1], what the model was shown.
+        image: B×K×H×W in [0, 1], what the model was shown; K = 3 for RGB.
         valid: boolean B×H×W, pixels that count, or None for all.
         contrast: > 0; the smaller, the more alike two colours have to be.
 

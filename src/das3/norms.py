@@ -298,7 +298,7 @@ def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, target_weight
 
     Args:
         segmenter: called on each batch; a network without batch norm is left alone.
-        batches: B×3×H×W images in [0, 1].
+        batches: B×K×H×W images in [0, 1].
         target_weight: in [0, 1]; share of the new statistics, the rest stays with the old.
 
     Source: BN re-estimation (Li et al., AdaBN, 2016); blending after Schneider et al. (NeurIPS 2020).

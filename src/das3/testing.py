@@ -74,7 +74,7 @@ def stage_checks(stage: StageType, *, processes: bool = True) -> list[Check]:
         check_same_seed,
     ]
     if stage.Options().steps:
-        checks += [check_resumes_bit_equal, check_two_classes_of_one_logit]
+        checks += [check_resumes_bit_equal, check_two_classes_of_one_logit, check_images_of_five_bands]
         if stage.tags.ignores_padding:
             checks.append(check_padding_changes_no_loss)
     if processes and stage.tags.equal_over_processes:
@@ -85,18 +85,19 @@ def stage_checks(stage: StageType, *, processes: bool = True) -> list[Check]:
 # ---------------------------------------------------------------------------------------------- what is run
 
 
-def small_segmenter(channels: int = 3, *, pointwise: bool = False, dropout: float = 0.1) -> Segmenter:
+def small_segmenter(channels: int = 3, *, bands: int = 3, pointwise: bool = False, dropout: float = 0.1) -> Segmenter:
     """A network with batch norm and dropout for three classes, always with the same weights.
 
     Args:
         channels: of its logits; 1 makes two classes of one sigmoid logit.
+        bands: of the images it takes.
         pointwise: every pixel is predicted on its own.
         dropout: its probability.
     """
     stride, kernel = (1, 1) if pointwise else (2, 3)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        first = [nn.Conv2d(3, 8, kernel, stride, kernel // 2), nn.BatchNorm2d(8), nn.ReLU()]
+        first = [nn.Conv2d(bands, 8, kernel, stride, kernel // 2), nn.BatchNorm2d(8), nn.ReLU()]
         second = [nn.Conv2d(8, 8, kernel, stride, kernel // 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(dropout)]
         last = nn.Conv2d(8, channels, 1)
         with torch.no_grad():
@@ -104,14 +105,14 @@ def small_segmenter(channels: int = 3, *, pointwise: bool = False, dropout: floa
         return Segmenter(nn.Sequential(*first, *second, last), example_size=(16, 16))
 
 
-def _stripes(size: tuple[int, int]) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Four images of stripes in three colours, with some noise."""
+def _stripes(size: tuple[int, int], bands: int) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Four images of stripes in three colours, with some noise; bands after the third repeat the first ones."""
     colors = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200)])
     images = []
     for i in range(4):
         stripes = colors[(np.arange(size[1]) // 8 + i) % 3]
         noise = np.random.default_rng(i).normal(0, 20, (*size, 3))
-        images.append((stripes + noise).clip(0, 255).astype(np.uint8))
+        images.append((stripes + noise)[..., np.arange(bands) % 3].clip(0, 255).astype(np.uint8))
     return images
 
 
@@ -129,7 +130,8 @@ def _prepared(
     steps = STEPS if stage.Options().steps else 0
     short = stage.Options(**{"lr": 1e-2, "steps": steps, **options})
     batch_size = loop.batch_size // fabric.world_size
-    context = StageContext(fabric, segmenter, open_images(_stripes(size)), folder, SEED, (32, 32), batch_size)
+    images = open_images(_stripes(size, segmenter.in_channels)).fitted(segmenter.in_channels)
+    context = StageContext(fabric, segmenter, images, folder, SEED, (32, 32), batch_size)
     made = stage(short)
     if short.bn_mode != "frozen":
         context.reestimate_bn()
@@ -150,6 +152,7 @@ def run_small(
     folder: Path,
     *,
     channels: int = 3,
+    bands: int = 3,
     start: dict[str, Any] | None = None,
     devices: int = 1,
     dropout: float = 0.1,
@@ -162,6 +165,7 @@ def run_small(
         stage: the class.
         folder: of the stage's files.
         channels: of the network's logits.
+        bands: of the images.
         start: a state of an earlier run to go on from.
         devices: number of processes; this is one of them.
         dropout: of the network.
@@ -170,7 +174,7 @@ def run_small(
     """
     fabric = make_fabric("cpu", "32", devices)
     fabric.launch()
-    run = SmallRun(small_segmenter(channels, dropout=dropout), [], [])
+    run = SmallRun(small_segmenter(channels, bands=bands, dropout=dropout), [], [])
     made, samples, context = _prepared(stage, folder, run.segmenter, fabric, loop=loop, **options)
     resumed = None
     if start:
@@ -290,6 +294,12 @@ def check_two_classes_of_one_logit(stage: StageType, folder: Path) -> None:
     """A network with one sigmoid logit, two classes, can be trained."""
     for record in run_small(stage, folder, channels=1).records:
         assert all(math.isfinite(v) for v in record.losses.values()), f"{stage.name}: {record.losses} with one logit"
+
+
+def check_images_of_five_bands(stage: StageType, folder: Path) -> None:
+    """A network that takes images of other bands than RGB can be trained; what the stage builds takes as many."""
+    for record in run_small(stage, folder, bands=5).records:
+        assert all(math.isfinite(v) for v in record.losses.values()), f"{stage.name}: {record.losses} with five bands"
 
 
 def check_padding_changes_no_loss(stage: StageType, folder: Path) -> None:

@@ -18,7 +18,7 @@ def features_and_logits(segmenter: nn.Module, images: Tensor) -> tuple[Tensor, T
 
     Args:
         segmenter: a `Segmenter`, wrapped for training or not. Of several classifiers the first one's input is taken.
-        images: B×3×H×W in [0, 1].
+        images: B×K×H×W in [0, 1].
 
     Raises:
         ModelError: if what enters the classifier is no map.

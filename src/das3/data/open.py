@@ -27,8 +27,8 @@ def open_images(source: Any) -> Images:
         source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a folder, searched with all its
             sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
             lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
-            and `__getitem__` whose items are images (PIL, H×W×3 or 3×H×W uint8, or floats in [0, 1]), alone, first in
-            a tuple, or under "image" or "pixel_values".
+            and `__getitem__` whose items are images (PIL, or H×W×B or B×H×W integers or floats in [0, 1], B = 3 for
+            RGB), alone, first in a tuple, or under "image" or "pixel_values".
 
     Raises:
         DataError: if there are no images.
