@@ -1,15 +1,14 @@
-"""The candidates that a run may hand back, measured side by side, and the rule that chooses among them without labels."""
+"""The candidates that a run may hand back, measured side by side, and the rule that chooses without labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from das3.selection.bn_statistics import mean_consistency
 from das3.selection.signals import (
     Signals,
     class_shares,
@@ -20,9 +19,19 @@ from das3.selection.signals import (
     view_predictions,
 )
 
-__all__ = ["Candidate", "Verdict", "choose", "measure_candidates"]
+__all__ = ["Candidate", "State", "Verdict", "choose", "measure_candidates"]
 
 Kind = Literal["incoming", "statistics", "snapshot", "stage", "blend"]
+
+
+class State(NamedTuple):
+    """Where a candidate's weights come from; `share` of the trained weights in a blend."""
+
+    name: str
+    kind: Kind
+    load: Callable[[], Mapping[str, Tensor]]
+    share: float = 1.0
+
 
 MAX_SHARE_SHIFT = 0.15
 """Class shares of a trained candidate may differ from the untrained model's by this total variation."""
@@ -32,7 +41,9 @@ MIN_SHARE = 0.002
 """A class that the untrained model gives this share of the pixels counts as seen."""
 LOST = 0.2
 """A class is lost if its share falls below this part of what it was."""
-MAX_CONSISTENCY_DROP = 0.005
+MAX_BLEND = 0.5
+"""Largest share of trained weights that is taken where the incoming model fits the images already."""
+MAX_CONSISTENCY_DROP = 0.01
 """A trained candidate may be this much less consistent than the untrained model."""
 
 
@@ -45,12 +56,13 @@ class Candidate:
         kind: the incoming model; the incoming weights on chosen statistics; weights during or after a stage; or weights
             between the incoming and the final ones.
         signals: of its own predictions.
-        consistency: mean share of labels that stay under mirroring, light and scale.
+        consistency: mean IoU with itself under mirroring, light and scale.
         share_shift: total variation distance of its class shares to the untrained model's.
         sure_agreement: share of the pixels of which the untrained model was sure that are labelled alike.
         ensemble_agreement: mean IoU with the mean prediction of all candidates.
         lost: classes that the untrained model saw and this one nearly never predicts.
         finite: whether its predictions are numbers.
+        share: of the trained weights in a blend.
     """
 
     name: str
@@ -62,6 +74,7 @@ class Candidate:
     ensemble_agreement: float
     lost: tuple[str, ...] = ()
     finite: bool = True
+    share: float = 1.0
 
     def rejection(self, untrained: Candidate) -> str | None:
         """Why this trained candidate is not to be trusted, None if nothing speaks against it."""
@@ -74,7 +87,7 @@ class Candidate:
         if self.sure_agreement < MIN_SURE_AGREEMENT:
             return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
         if self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
-            return f"it is less consistent ({self.consistency:.1%} after {untrained.consistency:.1%})"
+            return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
         return None
 
 
@@ -104,7 +117,7 @@ class Verdict:
 @torch.no_grad()
 def measure_candidates(
     segmenter: nn.Module,
-    states: Sequence[tuple[str, Kind, Callable[[], Mapping[str, Tensor]]]],
+    states: Sequence[State],
     batches: Sequence[Tensor],
     class_names: Sequence[str],
 ) -> list[Candidate]:
@@ -112,34 +125,35 @@ def measure_candidates(
 
     Args:
         segmenter: takes the weights; ends with those of the last candidate.
-        states: (name, kind, function that returns the weights) of each candidate; the untrained model's come first.
+        states: the candidates, untrained ones first.
         batches: of images, see `das3.selection.bn_statistics.sample_batches`.
         class_names: of the model.
     """
     views, plain = [], []
-    for _, _, weights in states:
-        segmenter.load_state_dict(weights())
+    for state in states:
+        segmenter.load_state_dict(state.load())
         found = view_predictions(segmenter, batches)
         views.append(signals_of(found))
         plain.append(torch.cat([_square(probs) for probs in found["plain"]]))
-    anchor = _anchor([kind for _, kind, _ in states])
+    anchor = _anchor([state.kind for state in states])
     agreed = ensemble_agreement(plain)
     before = class_shares(plain[anchor])
     candidates = []
-    for (name, kind, _), signals, probs, (_, ensemble) in zip(states, views, plain, agreed, strict=True):
+    for state, signals, probs, (_, ensemble) in zip(states, views, plain, agreed, strict=True):
         shares = class_shares(probs)
         lost = ((before > MIN_SHARE) & (shares < LOST * before)).nonzero().flatten().tolist()
         candidates.append(
             Candidate(
-                name,
-                kind,
+                state.name,
+                state.kind,
                 signals,
-                mean_consistency(signals),
+                signals.mean_consistency,
                 share_shift(shares, before),
                 sure_agreement(probs.argmax(dim=1), plain[anchor]),
                 ensemble,
                 tuple(class_names[c] for c in lost),
                 bool(torch.isfinite(probs).all()),
+                state.share,
             )
         )
     return candidates
@@ -156,7 +170,11 @@ def _anchor(kinds: Sequence[Kind]) -> int:
 
 
 def choose(candidates: Sequence[Candidate]) -> Verdict:
-    """The last candidate of which nothing says that it is worse than the untrained model; else the untrained model.
+    """The most trained candidate of which nothing says that it is worse than the untrained model; else that model.
+
+    Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
+    of it is preferred. Where they don't, the incoming model fits the images already: then weights half way between its
+    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT).
 
     Args:
         candidates: the incoming model, perhaps the same on chosen statistics, then trained ones in order of preference,
@@ -165,6 +183,12 @@ def choose(candidates: Sequence[Candidate]) -> Verdict:
     untrained = candidates[_anchor([c.kind for c in candidates])]
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
     rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained))}
+    if untrained.kind == "incoming":
+        kept = "the incoming model is as consistent on its own statistics, so only blends with it are taken"
+        rejected |= {c.name: kept for c in trained if c.kind != "blend" and c.name not in rejected}
+        rejected |= {
+            c.name: kept for c in trained if c.kind == "blend" and c.share > MAX_BLEND and c.name not in rejected
+        }
     accepted = [c for c in trained if c.name not in rejected]
     chosen = accepted[-1] if accepted else untrained
     return Verdict(
@@ -189,12 +213,13 @@ def _confidence(chosen: Candidate, untrained: Candidate) -> Literal["high", "med
 
 def _reason(chosen: Candidate, untrained: Candidate, rejected: Mapping[str, str]) -> str:
     if chosen.kind == "incoming":
-        why = next(reversed(rejected.values()), "nothing was trained")
+        why = list(rejected.values())[-1] if rejected else "nothing was trained"
         return f"the model is handed back as it came in: the adapted one is not to be trusted, {why}"
     if chosen.kind == "statistics":
-        why = next(reversed(rejected.values()), "nothing was trained")
+        why = list(rejected.values())[-1] if rejected else "nothing was trained"
         return f"only the batch-norm statistics changed: the trained model is not to be trusted, {why}"
     return (
-        f"{chosen.name}: it keeps {chosen.sure_agreement:.0%} of the labels of which the untrained model was sure and is "
-        f"{chosen.consistency:.1%} consistent under mirroring, light and scale ({untrained.consistency:.1%} before)"
+        f"{chosen.name}: it keeps {chosen.sure_agreement:.0%} of the labels of which the untrained model was sure, and "
+        f"its agreement with itself under mirroring, light and scale is {chosen.consistency:.3f} "
+        f"(before training {untrained.consistency:.3f})"
     )

@@ -65,12 +65,15 @@ def neighbourhood_density(probs: Tensor, *, temperature: float = 0.05, most: int
     return float(-(log_weights.exp() * log_weights).sum(dim=1).mean())
 
 
-def agreement(one: Tensor, other: Tensor, *, where: Tensor | None = None) -> tuple[float, float]:
-    """How far two label maps agree: share of equal pixels, and mean IoU over the classes that either shows.
+def agreement(one: Tensor, other: Tensor, *, where: Tensor | None = None, least: float = 0.002) -> tuple[float, float]:
+    """How far two label maps agree: share of equal pixels, and mean IoU over the classes that they show.
+
+    The mean IoU is what tells rare classes that flicker from frequent ones that stay.
 
     Args:
         one, other: integer labels of equal shape.
         where: boolean of that shape, pixels that count; None for all.
+        least: share of the pixels that a class must have, in either map, for the mean IoU; a few pixels say nothing.
 
     Returns:
         Both in [0, 1]; (1, 1) where no pixel counts.
@@ -83,7 +86,7 @@ def agreement(one: Tensor, other: Tensor, *, where: Tensor | None = None) -> tup
     both = torch.bincount(one.long().flatten() * classes + other.long().flatten(), minlength=classes**2)
     both = both.view(classes, classes).double()
     union = both.sum(dim=0) + both.sum(dim=1) - both.diag()
-    seen = union > 0
+    seen = union > min(least * float(both.sum()), float(union.max()) - 1)
     return float(both.diag().sum() / both.sum()), float((both.diag()[seen] / union[seen]).mean())
 
 
@@ -144,6 +147,11 @@ class Signals:
     consistency: dict[str, float]
     consistent_miou: dict[str, float]
     shares: list[float]
+
+    @property
+    def mean_consistency(self) -> float:
+        """Mean of `consistent_miou` over the views, in [0, 1]: every class counts alike, however few its pixels."""
+        return sum(self.consistent_miou.values()) / len(self.consistent_miou)
 
 
 @torch.no_grad()
