@@ -60,7 +60,7 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
     layers = list(batch_norms(context.segmenter))
     if not layers:
         return StatisticsChoice(0.0, "the network has no batch-norm statistics")
-    if not any(layer.training or _is_trainable(layer) for layer in layers):
+    if _came_frozen(context.segmenter, layers):
         return StatisticsChoice(0.0, "the network's batch-norm layers came frozen")
     if len(context.images) < MIN_IMAGES_FOR_STATISTICS:
         return StatisticsChoice(0.0, f"{len(context.images)} images are too few to estimate statistics on")
@@ -85,9 +85,11 @@ def _in_words(best: float, consistency: dict[float, float]) -> str:
     return f"{name}: agreement of the model with itself under mirroring, light and scale is {shown}"
 
 
-def _is_trainable(layer: nn.Module) -> bool:
-    parameters = list(layer.parameters(recurse=False))
-    return not parameters or any(p.requires_grad for p in parameters)
+def _came_frozen(segmenter: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether the norm layers' scales and shifts don't train although other parameters do, as in Caffe's networks."""
+    of_layers = [p for layer in layers for p in layer.parameters(recurse=False)]
+    frozen = bool(of_layers) and not any(p.requires_grad for p in of_layers)
+    return frozen and any(p.requires_grad for p in segmenter.parameters())
 
 
 def _copied(layers: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:

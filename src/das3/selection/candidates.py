@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -72,7 +72,7 @@ class Candidate:
     share_shift: float
     sure_agreement: float
     ensemble_agreement: float
-    lost: tuple[str, ...] = ()
+    lost: list[str] = field(default_factory=list)
     finite: bool = True
     share: float = 1.0
 
@@ -151,7 +151,7 @@ def measure_candidates(
                 share_shift(shares, before),
                 sure_agreement(probs.argmax(dim=1), plain[anchor]),
                 ensemble,
-                tuple(class_names[c] for c in lost),
+                [class_names[c] for c in lost],
                 bool(torch.isfinite(probs).all()),
                 state.share,
             )
