@@ -25,3 +25,7 @@ class RecipeError(Das3Error):
 
 class TrainingError(Das3Error):
     """Training can't continue: a loss is not finite, or a checkpoint does not belong to the run."""
+
+
+class DivergedError(TrainingError):
+    """A loss is not finite, so the stage can't be trained as it is set."""

@@ -44,10 +44,11 @@ __all__ = [
     "training_norms",
 ]
 
-BatchNormMode = Literal["batch", "target", "frozen"]
+BatchNormMode = Literal["auto", "batch", "target", "frozen"]
 """How a stage runs its batch-norm layers: on each batch's statistics ("batch"), on statistics re-estimated over the
-target images before the stage and then held ("target"), or on the ones it was given ("frozen"). Layers without running
-statistics (group and layer norm) are not concerned. Where "batch" starts from, see `needs_reestimation`."""
+target images before the stage and then held ("target"), or on the ones it was given ("frozen"). A run resolves "auto"
+before its first stage (see `das3.selection.bn_statistics`); a stage on its own takes it for "batch". Layers without
+running statistics (group and layer norm) are not concerned. Where "batch" starts from, see `needs_reestimation`."""
 
 
 def needs_reestimation(mode: BatchNormMode, earlier: Sequence[BatchNormMode]) -> bool:
@@ -57,7 +58,7 @@ def needs_reestimation(mode: BatchNormMode, earlier: Sequence[BatchNormMode]) ->
     weights, of augmented crops, and better ones than a new estimate over whole images: see docs/decisions/0008, and
     0010 for stage 1, which augments nothing.
     """
-    return mode == "target" or (mode == "batch" and all(one == "frozen" for one in earlier))
+    return mode == "target" or (mode in ("auto", "batch") and all(one == "frozen" for one in earlier))
 
 
 def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
@@ -68,7 +69,7 @@ def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
 def set_norm_mode(module: nn.Module, mode: BatchNormMode) -> None:
     """Put the batch-norm layers of a network that is in train() into `mode`; call it after every train()."""
     for norm in batch_norms(module):
-        norm.train(mode == "batch")
+        norm.train(mode in ("auto", "batch"))
 
 
 @contextmanager

@@ -155,6 +155,8 @@ class Recipe(RunOptions):
         ema_decay: decay of the exponential moving average (EMA) of the weights, which each stage passes on; 0 passes on
             the weights of the last step.
         stages: stages to run, in this order.
+        guard: "best" hands back the incoming model, or what the stages made of it, whichever is judged best without
+            labels; "stop" only takes back a stage that collapses; "off" hands back what the last stage left.
         report: write report.html at the end, which compares the incoming and the adapted model.
         options: the stages' options by stage name, as far as they differ from their defaults.
     """
@@ -162,6 +164,7 @@ class Recipe(RunOptions):
     ema_decay: float = 0.97
     stages: tuple[str, ...] = ("align", "selftrain", "propagate")
     report: bool = True
+    guard: Literal["best", "stop", "off"] = option("best", choices=("best", "stop", "off"))
     options: dict[str, StageOptions] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -67,7 +67,7 @@ class Align(Stage[AlignOptions]):
         options = self.options
         # Fixed statistics are those of unchanged images, so images must not be transformed.
         context = choose_input_transform(
-            context, color=options.color_transforms and options.bn_mode == "batch", upscale=False
+            context, color=options.color_transforms and options.bn_mode in ("auto", "batch"), upscale=False
         )
         self.input_transform = context.transform_name
         self.prior: Tensor | None = None
@@ -89,5 +89,5 @@ class Align(Stage[AlignOptions]):
 
     def finish(self, context: StageContext) -> None:
         """Norm statistics of whole images: those of the last batches of crops are a worse estimate of the same."""
-        if self.options.bn_mode == "batch":
+        if self.options.bn_mode in ("auto", "batch"):
             context.reestimate_bn()

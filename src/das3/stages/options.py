@@ -116,8 +116,9 @@ class StageOptions:
         steps: number of optimiser steps.
         lr: learning rate after the warm-up.
         head_lr_factor: the classifier's learning rate is this times `lr`.
-        bn_mode: statistics that batch-norm layers normalise with: each batch's ("batch"), re-estimated on the target
-            images before the stage and then fixed ("target"), or those of the model that comes in ("frozen").
+        bn_mode: statistics that batch-norm layers normalise with: "auto" chooses between the source's, the target's and
+            blends of both before the first stage, without labels; "batch" takes each batch's; "target" re-estimates
+            them on the target images before the stage and holds them; "frozen" keeps those the model came with.
         scale: smallest and largest factor of random scaling of a training sample.
         color: strength of random changes of brightness, contrast, saturation and hue; 0 for none.
         blur: probability of random Gaussian blur.
@@ -126,7 +127,7 @@ class StageOptions:
     steps: int = option(200, low=0)
     lr: float = option(1e-4, above=0)
     head_lr_factor: float = option(1.0, low=0)
-    bn_mode: BatchNormMode = option("batch", choices=("batch", "target", "frozen"), old="norm")
+    bn_mode: BatchNormMode = option("auto", choices=("auto", "batch", "target", "frozen"), old="norm")
     scale: tuple[float, float] = (1.0, 1.0)
     color: float = option(0.0, low=0)
     blur: float = option(0.0, low=0, high=1)

@@ -23,8 +23,9 @@ from das3.models.image_reading import how_read, read_as_fitted
 from das3.recipe import ModelOptions, RunOptions
 from das3.report import Report, RunReporter, write_report
 from das3.segmenter import Segmenter
+from das3.selection.guard import GuardMode, describe_statistics, in_words
 from das3.training.loop import make_fabric
-from das3.training.phases import Phase, run_phases
+from das3.training.phases import Outcome, Phase, run_phases
 from das3.training.processes import processes
 from das3.training.progress import Display
 from das3.training.run_folder import Run
@@ -154,6 +155,8 @@ def launch_run(
     state_dict: bool = False,
     measure_every: int = 0,
     report: bool = False,
+    guard: GuardMode = "off",
+    measure_candidates: bool = False,
 ) -> Result:
     """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
 
@@ -171,6 +174,8 @@ def launch_run(
         state_dict: also save the weights as a plain state dict, model.pt.
         measure_every: with `evaluation`, also measure about every so many steps, into metrics.jsonl.
         report: write report.html at the end.
+        guard: how the model that is handed back is chosen, see `das3.selection.guard.GuardMode`.
+        measure_candidates: with `evaluation`, also measure every candidate that the guard had.
 
     Raises:
         RecipeError: if the device is not there, or the folder holds another run.
@@ -197,17 +202,31 @@ def launch_run(
                 measure=measure_on(evaluation),
                 display=display,
                 measure_every=measure_every,
+                guard=guard,
+                measure_candidates=measure_candidates,
             )
             reporter.after(segmenter, images)
             segmenter.to("cpu").eval()
 
             def write() -> dict[str, Any]:
                 save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
-                return run.write_summary(outcome.rows)
+                return run.write_summary(outcome.rows, more=_verdict_of(outcome))
 
             summary = on_first_process(write)
             reporter.write()
+            for line in in_words(outcome.verdict, outcome.stopped, outcome.rows[0]["miou"], outcome.miou):
+                display.say(line)
         return Result(segmenter.model, segmenter, summary, outcome.pseudo_labels, run.folder)
+
+
+def _verdict_of(outcome: Outcome) -> dict[str, Any]:
+    """What summary.json says of norm statistics, collapses and the choice of the model."""
+    return {
+        "bn_statistics": describe_statistics(outcome.statistics) if outcome.statistics else None,
+        "stopped": outcome.stopped,
+        "verdict": outcome.verdict.to_dict() if outcome.verdict else None,
+        "miou": outcome.miou,
+    }
 
 
 def _where(fabric: Fabric) -> str:

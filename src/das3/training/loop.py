@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from das3.data.samples import Sample, Samples
 from das3.distributed import average_gradients, process_rank
 from das3.ema import ExponentialMovingAverage
-from das3.errors import RecipeError, TrainingError
+from das3.errors import DivergedError, RecipeError
 from das3.norms import set_norm_mode, training_norms
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
@@ -116,6 +116,8 @@ def train(
     start: StepState | None = None,
     report: Callable[[Record], None] = lambda record: None,
     save: Callable[[StepState], None] = lambda state: None,
+    snapshot: Callable[[int, Mapping[str, Tensor]], None] = lambda step, weights: None,
+    snapshots: int = 0,
 ) -> None:
     """Train `segmenter` in place by `stage` for `stage.options.steps` optimiser steps.
 
@@ -129,6 +131,8 @@ def train(
         start: where to go on; the segmenter holds the weights of that step.
         report: called every `log_every` steps and at the end.
         save: called every `checkpoint_every` steps with what to save besides the weights.
+        snapshot: called so often, evenly spread within the stage, with the step and the (averaged) weights.
+        snapshots: how often.
 
     Raises:
         TrainingError: if a loss is not finite.
@@ -152,6 +156,7 @@ def train(
         segmenter.train()
         set_norm_mode(segmenter, settings.bn_mode)
         meter = _Meter(options)
+        due = {settings.steps * part // (snapshots + 1) for part in range(1, snapshots + 1)}
         for step in range(first, settings.steps):
             torch.manual_seed(step_seed(seed, step, process_rank()))
             factor = learning_rate(step, settings.steps, warmup=options.warmup, power=options.power)
@@ -175,6 +180,8 @@ def train(
             saving = done % options.checkpoint_every == 0 and done < settings.steps
             if done % options.log_every == 0 or saving or done == settings.steps:
                 report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
+            if done in due:
+                snapshot(done, ema.values if ema else segmenter.state_dict())
             if saving:
                 averaged = ema.state_dict() if ema else None
                 save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
@@ -252,7 +259,7 @@ class _Meter:
         losses = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         for name, value in losses.items():
             if not math.isfinite(value):
-                raise TrainingError(
+                raise DivergedError(
                     f"stage {stage}, step {step}: the loss {name} is {value}; lower {stage}.lr, or use precision 32, "
                     "and go on from the last checkpoint with --resume"
                 )

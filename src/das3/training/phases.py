@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.samples import auto_crop
 from das3.distributed import is_first_process, wait_for_all
+from das3.ema import copy_weights
+from das3.errors import DivergedError
 from das3.input_transforms import IDENTITY
 from das3.norms import BatchNormMode, needs_reestimation
 from das3.recipe import Recipe, RunOptions
 from das3.registry import find_stage
 from das3.segmenter import Segmenter
-from das3.stages import Stage, StageContext
+from das3.selection.bn_statistics import StatisticsChoice
+from das3.selection.candidates import Verdict
+from das3.selection.guard import Guard, GuardMode, StageStopped
+from das3.stages import Stage, StageContext, StageOptions
 from das3.training.checkpoints import load_checkpoint, save_checkpoint
 from das3.training.loop import Record, StepState, train
 from das3.training.progress import Display
@@ -48,10 +55,18 @@ class Outcome:
     Attributes:
         rows: one per phase, the first being "source".
         pseudo_labels: of the last phase that made any.
+        statistics: which batch-norm statistics were chosen, if a stage left it to the run.
+        verdict: what the guard chose, and why.
+        stopped: which stage collapsed and why, if one did.
+        miou: of the model that is handed back, in percent, if the guard chose it and labels were given.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     pseudo_labels: LabelStore | None = None
+    statistics: StatisticsChoice | None = None
+    verdict: Verdict | None = None
+    stopped: str | None = None
+    miou: float | None = None
 
 
 def phases_of(recipe: Recipe) -> list[Phase]:
@@ -79,6 +94,8 @@ def run_phases(
     measure: Measure,
     display: Display,
     measure_every: int = 0,
+    guard: GuardMode = "off",
+    measure_candidates: bool = False,
 ) -> Outcome:
     """Train `segmenter` in place through all phases, starting where the run stopped.
 
@@ -91,8 +108,13 @@ def run_phases(
         measure: called before the first and after each phase.
         display: shows the progress.
         measure_every: also measure about every this many steps of a phase, and log it; 0 for never.
+        guard: see `das3.selection.guard.GuardMode`.
+        measure_candidates: also measure every candidate of the guard, for benchmarks.
     """
-    return _Progression(run, fabric, segmenter, images, phases, measure, display, measure_every).run_all()
+    progression = _Progression(
+        run, fabric, segmenter, images, phases, measure, display, measure_every, guard, measure_candidates
+    )
+    return progression.run_all()
 
 
 @dataclass
@@ -107,23 +129,98 @@ class _Progression:
     measure: Measure
     display: Display
     measure_every: int
+    guard_mode: GuardMode
+    measure_candidates: bool
 
     def run_all(self) -> Outcome:
         self.recipe: RunOptions = self.run.recipe
         self.segmenter.to(self.fabric.device)
+        self.crop = self.recipe.crop or auto_crop(self.images.sizes())
+        self.guard = Guard(self.guard_mode, self.segmenter, self._context(0, "selection"), self._load)
         state = self.run.last()
         self._restore(state)
         wait_for_all()  # before process 0 writes what another one is still to read
         self.log = Log(self.run.folder, state["phase"], state["step"]) if is_first_process() else None
-        self.crop = self.recipe.crop or auto_crop(self.images.sizes())
+        stages = [phase.make() for phase in self.phases]
+        statistics = self._choose_statistics(stages, state)
         earlier: list[BatchNormMode] = []
-        for number, phase in enumerate(self.phases):
-            stage = phase.make()
+        for number, stage in enumerate(stages):
+            stage.options = _resolved(stage.options, statistics)
             reestimation = needs_reestimation(stage.options.bn_mode, earlier)
             earlier.append(stage.options.bn_mode)
             if number >= state["phase"]:
-                self._run_phase(number, stage, reestimation, state if number == state["phase"] else None)
+                try:
+                    self._run_phase(number, stage, reestimation, state if number == state["phase"] else None)
+                except (StageStopped, DivergedError) as error:
+                    if self.guard_mode == "off":
+                        raise
+                    self._step_back(number, str(error))
+                    break
+            self._add_candidates(number)
+        self._conclude()
         return self.outcome
+
+    def _context(self, number: int, name: str) -> StageContext:
+        return StageContext(
+            self.fabric,
+            self.segmenter,
+            self.images,
+            self.run.folder / "work" / (f"{number}-{name}" if name != "selection" else name),
+            (self.recipe.seed, number),
+            self.crop,
+            self.recipe.batch_size,
+            self.display.track,
+        )
+
+    def _load(self, file: Path) -> Mapping[str, Tensor]:
+        weights: Mapping[str, Tensor] = load_checkpoint(file)["segmenter"]
+        return weights
+
+    def _choose_statistics(self, stages: Sequence[Stage[Any]], state: dict[str, Any]) -> StatisticsChoice | None:
+        """Resolve bn_mode "auto" on the incoming model; a resumed run does so again, to the same choice."""
+        if not any(stage.options.bn_mode == "auto" for stage in stages):
+            return None
+        reached = copy_weights(self.segmenter)
+        self.segmenter.load_state_dict(self.guard.incoming)
+        choice = self.guard.choose_statistics()
+        if state["phase"] > 0:
+            self.segmenter.load_state_dict(reached)
+        self.outcome.statistics = choice
+        self.display.say(f"batch norm   {choice.reason}")
+        return choice
+
+    def _step_back(self, number: int, reason: str) -> None:
+        """A stage collapsed: the weights before it are handed on, and no further stage is run."""
+        name = self.phases[number].name
+        before = self._load(self._end(number - 1)) if number else self.guard.untrained()
+        self.segmenter.load_state_dict(before)
+        self.outcome.stopped = f"{name} was stopped: {reason}"
+        self.display.say(f"{name:<12} stopped and taken back: {reason}")
+
+    def _add_candidates(self, number: int) -> None:
+        name = self.phases[number].name
+        snapshots = sorted(
+            self.run.checkpoints.glob(f"{number}-{name}-step*.pt"), key=lambda p: int(p.stem.split("step")[1])
+        )
+        for file in snapshots:
+            self.guard.add(f"{name} at step {file.stem.split('step')[1]}", "snapshot", file)
+        if self._end(number).exists():
+            self.guard.add(name, "stage", self._end(number))
+
+    def _conclude(self) -> None:
+        """Choose among the candidates; the segmenter ends with the chosen weights."""
+        if self.guard_mode != "best":
+            return
+        measured = {}
+        if self.measure_candidates:
+            for name, weights in self.guard.candidate_weights():
+                self.segmenter.load_state_dict(weights)
+                measured[name] = self.measure(self.segmenter)["miou"]
+        verdict = self.guard.verdict()
+        for candidate in verdict.candidates:
+            candidate["miou"] = measured.get(candidate["name"])
+        self.outcome.verdict = verdict
+        self.outcome.miou = self.measure(self.segmenter)["miou"]
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Restore the rows, labels and weights of the phases that are finished."""
@@ -139,16 +236,7 @@ class _Progression:
         """Run a phase, from its beginning or from the state of an interrupted run."""
         name = self.phases[number].name
         clock = _Clock(state["seconds"] if state else 0.0)
-        context = StageContext(
-            self.fabric,
-            self.segmenter,
-            self.images,
-            self.run.folder / "work" / f"{number}-{name}",
-            (self.recipe.seed, number),
-            self.crop,
-            self.recipe.batch_size,
-            self.display.track,
-        )
+        context = self._context(number, name)
         if reestimation:
             context.reestimate_bn()
         samples = stage.prepare(context)
@@ -167,8 +255,11 @@ class _Progression:
             start=start,
             report=lambda record: self._report(number, record, clock),
             save=lambda step: self._save_step(number, step, clock),
+            snapshot=lambda step, weights: self._save_snapshot(number, step, weights),
+            snapshots=self.guard.snapshots,
         )
         stage.finish(context)
+        self.guard.check(self.segmenter.state_dict())
         self._add_row(name, clock.seconds(), stage.input_transform)
         if is_first_process():
             save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
@@ -188,6 +279,12 @@ class _Progression:
         trained = {"step": step.step, "optimizer": step.optimizer, "stage": step.stage, "ema": step.ema}
         weights = {"segmenter": self.segmenter.state_dict()}
         self._save({"phase": number, "seconds": clock.seconds(), **weights, **trained})
+
+    def _save_snapshot(self, number: int, step: int, weights: Mapping[str, Tensor]) -> None:
+        self.guard.check(weights)
+        if is_first_process():
+            file = self.run.checkpoints / f"{number}-{self.phases[number].name}-step{step}.pt"
+            save_checkpoint(file, {"segmenter": dict(weights)})
 
     def _save(self, state: dict[str, Any]) -> None:
         """Let process 0 write last.pt: the state, and what every checkpoint says of the phases before."""
@@ -211,6 +308,13 @@ class _Progression:
         )
         row = {"name": name, "input_transform": input_transform, "seconds": round(seconds, 3), **measured}
         self.outcome.rows.append(row)
+
+
+def _resolved(options: StageOptions, choice: StatisticsChoice | None) -> StageOptions:
+    """The options with "auto" resolved: the target's statistics let the stage train on batches, others are held."""
+    if options.bn_mode != "auto" or choice is None:
+        return options
+    return replace(options, bn_mode="batch" if choice.target_weight == 1 else "frozen")
 
 
 class _Clock:

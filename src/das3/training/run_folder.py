@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,15 @@ class Run:
             return {"phase": 0, "step": 0, "rows": [], "seconds": 0.0}
         return _up_to_date_state(load_checkpoint(path))
 
-    def write_summary(self, rows: Sequence[dict[str, Any]], *, gap_closed: float | None = None) -> dict[str, Any]:
+    def write_summary(self, rows: Sequence[dict[str, Any]], *, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Write summary.json and return its contents."""
         summary = {
             "stages": [
                 {key: row.get(key) for key in ("name", "input_transform", "miou", "per_class_iou", "seconds")}
                 for row in rows
             ],
-            "gap_closed": gap_closed,
+            "gap_closed": None,
+            **(more or {}),
             "seed": self.recipe.seed,
             "das3": __version__,
         }

@@ -1,0 +1,107 @@
+"""Choose the batch-norm statistics a model runs on: the source's, those of the target images, or a blend of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from das3.norms import batch_norms
+from das3.selection.signals import measure_signals
+from das3.stages.context import StageContext
+
+__all__ = ["StatisticsChoice", "choose_bn_statistics", "sample_batches"]
+
+TARGET_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the target's statistics that are tried."""
+MIN_CONSISTENCY_GAIN = 0.02
+"""Statistics other than the source's have to make the model this much more consistent."""
+MIN_IMAGES_FOR_STATISTICS = 4
+"""Statistics of fewer images are of these images, not of the target; they are not tried."""
+MAX_IMAGES_FOR_SIGNALS = 32
+"""About how many images signals are measured on."""
+
+
+@dataclass(frozen=True)
+class StatisticsChoice:
+    """Which statistics were chosen, and why.
+
+    Attributes:
+        target_weight: share of the target's statistics, 0 for the source's, in [0, 1].
+        consistency: by target weight, the mean IoU of the model with itself under mirroring, light and scale.
+        reason: in words.
+    """
+
+    target_weight: float
+    reason: str
+    consistency: dict[float, float] = field(default_factory=dict)
+
+
+def sample_batches(context: StageContext, images: int = MAX_IMAGES_FOR_SIGNALS) -> list[Tensor]:
+    """Some target images, evenly spread, as B×3×H×W batches on the device; always the same ones."""
+    wanted = max(1, -(-len(context.images) // images))
+    chosen = [[i for i in group if i % wanted == 0] for group in context.groups()]
+    return list(context.batches([group for group in chosen if group]))
+
+
+@torch.no_grad()
+def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> StatisticsChoice:
+    """Put the model on the statistics under which it is most consistent, the source's unless others are clearly better.
+
+    The consistency of a model that nothing has trained on the target tells the better statistics most often; entropy
+    and mutual information improve where the model gets worse. See benchmarks/strong.
+
+    Args:
+        context: with the model as it came in; its statistics are changed.
+        batches: of images to measure on, see `sample_batches`.
+    """
+    layers = list(batch_norms(context.segmenter))
+    if not layers:
+        return StatisticsChoice(0.0, "the network has no batch-norm statistics")
+    if _came_frozen(context.segmenter, layers):
+        return StatisticsChoice(0.0, "the network's batch-norm layers came frozen")
+    if len(context.images) < MIN_IMAGES_FOR_STATISTICS:
+        return StatisticsChoice(0.0, f"{len(context.images)} images are too few to estimate statistics on")
+    source = _copied(layers)
+    context.reestimate_bn()
+    target = _copied(layers)
+    consistency = {}
+    for weight in TARGET_WEIGHTS:
+        _set_blend(layers, source, target, weight)
+        consistency[weight] = measure_signals(context.segmenter, batches).mean_consistency
+    best = max(TARGET_WEIGHTS, key=lambda weight: consistency[weight])
+    if consistency[best] < consistency[0.0] + MIN_CONSISTENCY_GAIN:
+        best = 0.0
+    _set_blend(layers, source, target, best)
+    return StatisticsChoice(best, _in_words(best, consistency), consistency)
+
+
+def _in_words(best: float, consistency: dict[float, float]) -> str:
+    names = {0.0: "the source's statistics", 1.0: "statistics re-estimated on the target images"}
+    name = names.get(best, f"a blend of source and target statistics ({best:.0%} target)")
+    shown = ", ".join(f"{consistency[w]:.3f} with {w:.0%} target" for w in consistency)
+    return f"{name}: agreement of the model with itself under mirroring, light and scale is {shown}"
+
+
+def _came_frozen(segmenter: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    """Whether the norm layers' scales and shifts don't train although other parameters do, as in Caffe's networks."""
+    of_layers = [p for layer in layers for p in layer.parameters(recurse=False)]
+    frozen = bool(of_layers) and not any(p.requires_grad for p in of_layers)
+    return frozen and any(p.requires_grad for p in segmenter.parameters())
+
+
+def _copied(layers: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[operator]
+
+
+def _set_blend(
+    layers: Sequence[nn.Module],
+    source: Sequence[tuple[Tensor, Tensor]],
+    target: Sequence[tuple[Tensor, Tensor]],
+    weight: float,
+) -> None:
+    for layer, (mean, var), (new_mean, new_var) in zip(layers, source, target, strict=True):
+        layer.running_mean.copy_(mean.lerp(new_mean, weight))  # type: ignore[operator]
+        layer.running_var.copy_(var.lerp(new_var, weight))  # type: ignore[operator]

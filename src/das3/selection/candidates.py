@@ -1,0 +1,225 @@
+"""The candidates that a run may hand back, measured side by side, and the rule that chooses without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from das3.selection.signals import (
+    Signals,
+    class_shares,
+    ensemble_agreement,
+    share_shift,
+    signals_of,
+    sure_agreement,
+    view_predictions,
+)
+
+__all__ = ["Candidate", "State", "Verdict", "choose", "measure_candidates"]
+
+Kind = Literal["incoming", "statistics", "snapshot", "stage", "blend"]
+
+
+class State(NamedTuple):
+    """Where a candidate's weights come from; `share` of the trained weights in a blend."""
+
+    name: str
+    kind: Kind
+    load: Callable[[], Mapping[str, Tensor]]
+    share: float = 1.0
+
+
+MAX_SHARE_SHIFT = 0.15
+"""Class shares of a trained candidate may differ from the untrained model's by this total variation."""
+MIN_SURE_AGREEMENT = 0.9
+"""Share of the pixels of which the untrained model was sure that a trained candidate has to label alike."""
+MIN_SHARE = 0.002
+"""A class that the untrained model gives this share of the pixels counts as seen."""
+LOST = 0.2
+"""A class is lost if its share falls below this part of what it was."""
+MAX_BLEND = 0.5
+"""Largest share of trained weights that is taken where the incoming model fits the images already."""
+MAX_CONSISTENCY_DROP = 0.01
+"""A trained candidate may be this much less consistent than the untrained model."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may be handed back, and what its predictions on unlabelled images say.
+
+    Attributes:
+        name: of the candidate.
+        kind: the incoming model; the incoming weights on chosen statistics; weights during or after a stage; or weights
+            between the incoming and the final ones.
+        signals: of its own predictions.
+        consistency: mean IoU with itself under mirroring, light and scale.
+        share_shift: total variation distance of its class shares to the untrained model's.
+        sure_agreement: share of the pixels of which the untrained model was sure that are labelled alike.
+        ensemble_agreement: mean IoU with the mean prediction of all candidates.
+        lost: classes that the untrained model saw and this one nearly never predicts.
+        finite: whether its predictions are numbers.
+        share: of the trained weights in a blend.
+    """
+
+    name: str
+    kind: Kind
+    signals: Signals
+    consistency: float
+    share_shift: float
+    sure_agreement: float
+    ensemble_agreement: float
+    lost: list[str] = field(default_factory=list)
+    finite: bool = True
+    share: float = 1.0
+
+    def rejection(self, untrained: Candidate) -> str | None:
+        """Why this trained candidate is not to be trusted, None if nothing speaks against it."""
+        if not self.finite:
+            return "its predictions are not finite"
+        if self.lost:
+            return f"it hardly predicts {', '.join(self.lost)} any more"
+        if self.share_shift > MAX_SHARE_SHIFT:
+            return f"it gives {self.share_shift:.0%} of the pixels to other classes than before, in total"
+        if self.sure_agreement < MIN_SURE_AGREEMENT:
+            return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
+        if self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
+            return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
+        return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is handed back, and why; the `verdict` of summary.json.
+
+    Attributes:
+        chosen: name of the candidate.
+        changed: whether it differs from the model that came in.
+        confidence: how sure das3 is that it is no worse than the model that came in: high, medium or low.
+        reason: in words.
+        candidates: name, kind, signals, and why it was rejected, if it was.
+    """
+
+    chosen: str
+    changed: bool
+    confidence: Literal["high", "medium", "low"]
+    reason: str
+    candidates: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_candidates(
+    segmenter: nn.Module,
+    states: Sequence[State],
+    batches: Sequence[Tensor],
+    class_names: Sequence[str],
+) -> list[Candidate]:
+    """Load one candidate's weights after the other and measure its signals.
+
+    Args:
+        segmenter: takes the weights; ends with those of the last candidate.
+        states: the candidates, untrained ones first.
+        batches: of images, see `das3.selection.bn_statistics.sample_batches`.
+        class_names: of the model.
+    """
+    views, plain = [], []
+    for state in states:
+        segmenter.load_state_dict(state.load())
+        found = view_predictions(segmenter, batches)
+        views.append(signals_of(found))
+        plain.append(torch.cat([_square(probs) for probs in found["plain"]]))
+    anchor = _anchor([state.kind for state in states])
+    agreed = ensemble_agreement(plain)
+    before = class_shares(plain[anchor])
+    candidates = []
+    for state, signals, probs, (_, ensemble) in zip(states, views, plain, agreed, strict=True):
+        shares = class_shares(probs)
+        lost = ((before > MIN_SHARE) & (shares < LOST * before)).nonzero().flatten().tolist()
+        candidates.append(
+            Candidate(
+                state.name,
+                state.kind,
+                signals,
+                signals.mean_consistency,
+                share_shift(shares, before),
+                sure_agreement(probs.argmax(dim=1), plain[anchor]),
+                ensemble,
+                [class_names[c] for c in lost],
+                bool(torch.isfinite(probs).all()),
+                state.share,
+            )
+        )
+    return candidates
+
+
+def _square(probs: Tensor) -> Tensor:
+    """B×C×h×w of any size as B×C×64×64, so that images of all sizes can be compared together."""
+    return nn.functional.interpolate(probs, size=(64, 64), mode="bilinear", antialias=True)
+
+
+def _anchor(kinds: Sequence[Kind]) -> int:
+    """The untrained model: on the chosen statistics, else as it came in."""
+    return kinds.index("statistics") if "statistics" in kinds else kinds.index("incoming")
+
+
+def choose(candidates: Sequence[Candidate]) -> Verdict:
+    """The most trained candidate of which nothing says that it is worse than the untrained model; else that model.
+
+    Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
+    of it is preferred. Where they don't, the incoming model fits the images already: then weights half way between its
+    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT).
+
+    Args:
+        candidates: the incoming model, perhaps the same on chosen statistics, then trained ones in order of preference,
+            the least preferred first.
+    """
+    untrained = candidates[_anchor([c.kind for c in candidates])]
+    trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
+    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained))}
+    if untrained.kind == "incoming":
+        kept = "the incoming model is as consistent on its own statistics, so only blends with it are taken"
+        rejected |= {c.name: kept for c in trained if c.kind != "blend" and c.name not in rejected}
+        rejected |= {
+            c.name: kept for c in trained if c.kind == "blend" and c.share > MAX_BLEND and c.name not in rejected
+        }
+    accepted = [c for c in trained if c.name not in rejected]
+    chosen = accepted[-1] if accepted else untrained
+    return Verdict(
+        chosen.name,
+        chosen.kind != "incoming",
+        _confidence(chosen, untrained),
+        _reason(chosen, untrained, rejected),
+        [{**asdict(c), "rejected": rejected.get(c.name)} for c in candidates],
+    )
+
+
+def _confidence(chosen: Candidate, untrained: Candidate) -> Literal["high", "medium", "low"]:
+    if chosen.kind == "incoming":
+        return "high"
+    gain = chosen.consistency - untrained.consistency
+    if chosen.kind == "statistics" or (
+        gain > MAX_CONSISTENCY_DROP and chosen.sure_agreement > (1 + MIN_SURE_AGREEMENT) / 2
+    ):
+        return "medium"
+    return "low"
+
+
+def _reason(chosen: Candidate, untrained: Candidate, rejected: Mapping[str, str]) -> str:
+    if chosen.kind == "incoming":
+        why = list(rejected.values())[-1] if rejected else "nothing was trained"
+        return f"the model is handed back as it came in: the adapted one is not to be trusted, {why}"
+    if chosen.kind == "statistics":
+        why = list(rejected.values())[-1] if rejected else "nothing was trained"
+        return f"only the batch-norm statistics changed: the trained model is not to be trusted, {why}"
+    return (
+        f"{chosen.name}: it keeps {chosen.sure_agreement:.0%} of the labels of which the untrained model was sure, and "
+        f"its agreement with itself under mirroring, light and scale is {chosen.consistency:.3f} "
+        f"(before training {untrained.consistency:.3f})"
+    )

@@ -1,0 +1,216 @@
+"""What a model's predictions on unlabelled images say about how good it is: pure functions, no labels.
+
+None of them is right always: a model can be sure and wrong, consistent and wrong, and see classes that are not there.
+`measure_signals` looks at a handful of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from das3.losses import entropy_of_probs, mutual_information
+from das3.segmenter import evaluating
+
+__all__ = [
+    "VIEWS",
+    "Signals",
+    "agreement",
+    "class_shares",
+    "ensemble_agreement",
+    "measure_signals",
+    "neighbourhood_density",
+    "share_shift",
+    "sure_agreement",
+    "view_predictions",
+]
+
+VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "mirror": lambda images: images.flip(-1),
+    "darker": lambda images: images**1.25,
+    "lighter": lambda images: images**0.8,
+    "smaller": lambda images: F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True),
+}
+"""Images B×3×H×W in [0, 1] → the same scene seen otherwise, so mildly that its classes stay what they are."""
+
+GRID = 128
+"""Predictions are kept at this longer side at most: all candidates' predictions of all images are held at once."""
+
+
+def neighbourhood_density(probs: Tensor, *, temperature: float = 0.05, most: int = 4000) -> float:
+    """Soft neighbourhood density: mean entropy of the similarities of each pixel's prediction to all others'.
+
+    It is large where predictions form dense groups, and grows no further where groups that should be apart merge.
+
+    Args:
+        probs: N×C probabilities, a row per pixel, N ≥ 3.
+        temperature: > 0, of the softmax over similarities.
+        most: rows that are compared; of more, evenly spread ones.
+
+    Returns:
+        In [0, log(N − 1)], in nats.
+
+    Source: Saito et al. (ICCV 2021), eq. 1 to 3, with pixels as samples.
+    """
+    rows = probs[torch.linspace(0, len(probs) - 1, min(most, len(probs))).round().long()].float()
+    rows = F.normalize(rows, dim=1)
+    similar = rows @ rows.T / temperature
+    similar.fill_diagonal_(-math.inf)
+    log_weights = similar.log_softmax(dim=1).clamp(min=-1e4)  # 0 · −∞ on the diagonal would be NaN
+    return float(-(log_weights.exp() * log_weights).sum(dim=1).mean())
+
+
+def agreement(one: Tensor, other: Tensor, *, where: Tensor | None = None, least: float = 0.002) -> tuple[float, float]:
+    """How far two label maps agree: share of equal pixels, and mean IoU over the classes that they show.
+
+    The mean IoU is what tells rare classes that flicker from frequent ones that stay.
+
+    Args:
+        one, other: integer labels of equal shape.
+        where: boolean of that shape, pixels that count; None for all.
+        least: share of the pixels that a class must have, in either map, for the mean IoU; a few pixels say nothing.
+
+    Returns:
+        Both in [0, 1]; (1, 1) where no pixel counts.
+    """
+    if where is not None:
+        one, other = one[where], other[where]
+    if one.numel() == 0:
+        return 1.0, 1.0
+    classes = int(max(one.max(), other.max())) + 1
+    both = torch.bincount(one.long().flatten() * classes + other.long().flatten(), minlength=classes**2)
+    both = both.view(classes, classes).double()
+    union = both.sum(dim=0) + both.sum(dim=1) - both.diag()
+    seen = union > min(least * float(both.sum()), float(union.max()) - 1)
+    return float(both.diag().sum() / both.sum()), float((both.diag()[seen] / union[seen]).mean())
+
+
+def sure_agreement(labels: Tensor, incoming: Tensor, *, sure: float = 0.9) -> float:
+    """Share of the pixels of which the incoming model was sure that are labelled as it did.
+
+    Args:
+        labels: N×H×W integer labels.
+        incoming: N×C×H×W probabilities of the incoming model.
+        sure: least probability of its label.
+
+    Returns:
+        In [0, 1]; 1 where it was sure of nothing.
+    """
+    confidence, before = incoming.max(dim=1)
+    return agreement(labels, before, where=confidence >= sure)[0]
+
+
+def class_shares(probs: Tensor) -> Tensor:
+    """C shares of the pixels by label, of probabilities N×C×H×W."""
+    labels = probs.argmax(dim=1).flatten()
+    return torch.bincount(labels, minlength=probs.shape[1]).double() / labels.numel()
+
+
+def share_shift(shares: Tensor, incoming: Tensor) -> float:
+    """Total variation distance ½ Σ_c |a_c − b_c| of class shares to the incoming model's, in [0, 1]."""
+    return float((shares.double() - incoming.double()).abs().sum() / 2)
+
+
+def ensemble_agreement(candidates: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """How far each candidate agrees with the mean prediction of all, see `agreement`.
+
+    Args:
+        candidates: N×C×H×W probabilities of each.
+
+    Source: EnsV (Hu et al., NeurIPS 2024): the ensemble stands in for the labels when a model is selected.
+    """
+    mean = torch.stack([probs.float() for probs in candidates]).mean(dim=0).argmax(dim=1)
+    return [agreement(probs.argmax(dim=1), mean) for probs in candidates]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one model's predictions say of themselves.
+
+    Attributes:
+        entropy: mean over pixels, as a share of log C, in [0, 1].
+        mutual_information: of image and class, see `das3.losses.mutual_information`.
+        density: see `neighbourhood_density`.
+        consistency: view → share of pixels whose label stays, in [0, 1].
+        consistent_miou: view → mean IoU of the labels with those of the view, in [0, 1].
+        shares: of the pixels by class.
+    """
+
+    entropy: float
+    mutual_information: float
+    density: float
+    consistency: dict[str, float]
+    consistent_miou: dict[str, float]
+    shares: list[float]
+
+    @property
+    def mean_consistency(self) -> float:
+        """Mean of `consistent_miou` over the views, in [0, 1]: every class counts alike, however few its pixels."""
+        return sum(self.consistent_miou.values()) / len(self.consistent_miou)
+
+
+@torch.no_grad()
+def view_predictions(segmenter: nn.Module, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Probabilities of images and of their `VIEWS`, each turned back onto the image.
+
+    Args:
+        segmenter: B×3×H×W images in [0, 1] → logits B×C×h×w; run in evaluation mode, each layer's own mode restored.
+        batches: of images, each of one size.
+
+    Returns:
+        View, "plain" first → for each batch B×C×h×w float32 on the CPU, of `GRID` pixels on the longer side at most.
+    """
+    found: dict[str, list[Tensor]] = {"plain": [], **{name: [] for name in VIEWS}}
+    with evaluating(segmenter):
+        for images in batches:
+            size = _grid(images.shape[-2:])
+            for name, kept in found.items():
+                logits = segmenter(VIEWS[name](images) if name != "plain" else images).float()
+                probs = F.interpolate(
+                    logits.softmax(dim=1), size=size, mode="bilinear", antialias=size < logits.shape[-2:]
+                )
+                kept.append((probs.flip(-1) if name == "mirror" else probs).cpu())
+    return found
+
+
+def _grid(size: Sequence[int]) -> tuple[int, int]:
+    height, width = size
+    share = min(1.0, GRID / max(height, width))
+    return max(1, round(height * share)), max(1, round(width * share))
+
+
+def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor]) -> Signals:
+    """All signals of one model alone; some 30 images are enough.
+
+    Args:
+        segmenter, batches: see `view_predictions`.
+    """
+    return signals_of(view_predictions(segmenter, batches))
+
+
+def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
+    """The signals of what `view_predictions` found."""
+    plain = views["plain"]
+    labels = _joined([probs.argmax(dim=1) for probs in plain])
+    agreed = {v: agreement(labels, _joined([p.argmax(dim=1) for p in views[v]])) for v in VIEWS}
+    entropies = torch.cat([entropy_of_probs(probs).mean(dim=(1, 2)) for probs in plain])
+    means = torch.cat([probs.mean(dim=(2, 3)) for probs in plain])
+    rows = torch.cat([probs.movedim(1, -1).flatten(0, 2) for probs in plain])
+    return Signals(
+        entropy=float(entropies.mean()),
+        mutual_information=mutual_information(means, entropies),
+        density=neighbourhood_density(rows),
+        consistency={v: share for v, (share, _) in agreed.items()},
+        consistent_miou={v: miou for v, (_, miou) in agreed.items()},
+        shares=class_shares(rows[:, :, None, None]).tolist(),
+    )
+
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    """Pixels of maps of any sizes in one row."""
+    return torch.cat([one.flatten() for one in maps])

@@ -1,0 +1,82 @@
+"""Batch-norm statistics are chosen by the model's consistency; the source's are kept where in doubt."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from das3.norms import batch_norms
+from das3.selection import bn_statistics
+from das3.selection.bn_statistics import choose_bn_statistics, sample_batches
+from das3.selection.signals import Signals
+from worlds import network, pointwise_network, stage_context
+
+pytestmark = pytest.mark.usefixtures("seeded")
+
+
+def choose(segmenter, folder, monkeypatch, consistency, count=6):
+    """The choice where the model is as consistent as said at each weight of the target's statistics."""
+    told = iter(consistency)
+
+    def measured(segmenter, batches):
+        return Signals(0.1, 0.5, 1.0, {"mirror": 1.0}, {"mirror": next(told)}, [1.0])
+
+    monkeypatch.setattr(bn_statistics, "measure_signals", measured)
+    context = stage_context(segmenter, folder, count=count)
+    return choose_bn_statistics(context, sample_batches(context))
+
+
+@pytest.mark.parametrize(
+    ("consistency", "weight"),
+    [
+        ([0.80, 0.70, 0.60, 0.50, 0.40], 0.0),
+        ([0.80, 0.81, 0.81, 0.81, 0.815], 0.0),  # hardly better is not better
+        ([0.50, 0.55, 0.58, 0.59, 0.60], 1.0),
+        ([0.50, 0.55, 0.70, 0.60, 0.55], 0.5),
+    ],
+)
+def test_the_source_s_statistics_stay_unless_others_are_clearly_more_consistent(
+    consistency, weight, tmp_path, monkeypatch
+):
+    segmenter = pointwise_network()
+    source = copy.deepcopy(segmenter)
+    choice = choose(segmenter, tmp_path, monkeypatch, consistency)
+    assert choice.target_weight == weight
+    target = copy.deepcopy(source)
+    stage_context(target, tmp_path, count=6).reestimate_bn()
+    for chosen, before, after in zip(*(batch_norms(s) for s in (segmenter, source, target)), strict=True):
+        torch.testing.assert_close(chosen.running_mean, before.running_mean.lerp(after.running_mean, weight))
+        torch.testing.assert_close(chosen.running_var, before.running_var.lerp(after.running_var, weight))
+    assert f"{consistency[0]:.3f}" in choice.reason
+
+
+def test_a_few_images_frozen_layers_and_networks_without_batch_norm_keep_what_they_have(tmp_path):
+    few = pointwise_network()
+    before = copy.deepcopy(few.state_dict())
+    context = stage_context(few, tmp_path, count=3)
+    choice = choose_bn_statistics(context, sample_batches(context))
+    assert choice.target_weight == 0
+    assert "3 images are too few" in choice.reason
+    assert all(torch.equal(value, before[name]) for name, value in few.state_dict().items())
+    frozen = pointwise_network()
+    for norm in batch_norms(frozen):
+        norm.requires_grad_(False)
+    context = stage_context(frozen, tmp_path, count=6)
+    assert "frozen" in choose_bn_statistics(context, sample_batches(context)).reason
+    without = network(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    context = stage_context(without, tmp_path, count=6)
+    assert "no batch-norm" in choose_bn_statistics(context, sample_batches(context)).reason
+
+
+def test_a_frozen_network_of_inference_is_not_taken_for_frozen_layers(tmp_path):
+    segmenter = pointwise_network().requires_grad_(False)
+    context = stage_context(segmenter, tmp_path, count=6)
+    assert choose_bn_statistics(context, sample_batches(context)).consistency
+
+
+def test_samples_are_evenly_spread_and_the_same_again(tmp_path):
+    context = stage_context(pointwise_network(), tmp_path, count=9)
+    one, other = (sample_batches(context, images=3) for _ in range(2))
+    assert sum(map(len, one)) == 3
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

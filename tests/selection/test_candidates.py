@@ -1,0 +1,95 @@
+"""The rule that chooses among candidates, and the signals it chooses by."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from das3.selection.candidates import Candidate, State, choose, measure_candidates
+from das3.selection.signals import Signals
+from worlds import pointwise_network
+
+pytestmark = pytest.mark.usefixtures("seeded")
+SIGNALS = Signals(0.1, 0.5, 1.0, {"mirror": 1.0}, {"mirror": 0.8}, [0.5, 0.5])
+
+
+def candidate(name, kind, **changes):
+    usual = Candidate(
+        name, kind, SIGNALS, consistency=0.8, share_shift=0.02, sure_agreement=0.97, ensemble_agreement=0.9
+    )
+    return replace(usual, **changes)
+
+
+def incoming(**changes):
+    return candidate("incoming", "incoming", share_shift=0.0, sure_agreement=1.0, **changes)
+
+
+def blends():
+    return [candidate(f"{share:.0%}", "blend", share=share) for share in (0.25, 0.5, 0.75)]
+
+
+def statistics(**changes):
+    return candidate("statistics", "statistics", share_shift=0.0, sure_agreement=1.0, **changes)
+
+
+def test_where_the_target_s_statistics_are_better_the_last_stage_is_handed_back():
+    verdict = choose(
+        [incoming(), statistics(), *blends(), candidate("align", "stage"), candidate("selftrain", "stage")]
+    )
+    assert (verdict.chosen, verdict.changed) == ("selftrain", True)
+
+
+def test_where_the_incoming_model_fits_already_half_of_its_weights_stay():
+    verdict = choose([incoming(), *blends(), candidate("align", "stage")])
+    assert verdict.chosen == "50%"
+    assert "align" in [c["name"] for c in verdict.candidates if c["rejected"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"finite": False}, "finite"),
+        ({"lost": ["bike", "sign"]}, "bike, sign"),
+        ({"share_shift": 0.4}, "40%"),
+        ({"sure_agreement": 0.5}, "50%"),
+        ({"consistency": 0.6}, "consistent"),
+    ],
+)
+@pytest.mark.parametrize("untrained", [incoming, statistics])
+def test_a_candidate_that_is_not_to_be_trusted_is_never_chosen(change, word, untrained):
+    wrong = [candidate("50%", "blend", share=0.5, **change), candidate("propagate", "stage", **change)]
+    verdict = choose([incoming(), *([statistics()] if untrained is statistics else []), *wrong])
+    assert verdict.chosen == untrained().name
+    assert verdict.changed == (untrained is statistics)
+    reasons = {c["name"]: c["rejected"] for c in verdict.candidates}
+    assert word in reasons["propagate"]
+    assert word in verdict.reason
+
+
+def test_a_stage_that_fails_leaves_the_one_before_it():
+    stages = [candidate("align", "stage"), candidate("selftrain", "stage", share_shift=0.9)]
+    assert choose([incoming(), statistics(), *stages]).chosen == "align"
+
+
+def test_the_verdict_is_json():
+    said = json.loads(json.dumps(choose([incoming(), candidate("align", "stage")]).to_dict()))
+    assert said["chosen"] == "incoming"
+    assert {"name", "kind", "signals", "consistency", "rejected"} <= said["candidates"][1].keys()
+
+
+def test_signals_of_candidates_are_measured_against_the_untrained_model():
+    """The third gives every pixel to one class: the classes that the untrained model saw are lost."""
+    segmenter = pointwise_network()
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    one_class = {name: value.clone() for name, value in before.items()}
+    with torch.no_grad():
+        one_class["model.3.bias"] += torch.tensor([1e3, 0.0, 0.0])
+    images = [torch.rand(2, 3, 16, 16), torch.rand(1, 3, 12, 20)]
+    states = [State("incoming", "incoming", lambda: before), State("trained", "stage", lambda: one_class)]
+    first, second = measure_candidates(segmenter, states, images, ("a", "b", "c"))
+    assert (first.share_shift, first.sure_agreement, first.lost) == (0.0, 1.0, [])
+    shares = torch.tensor(first.signals.shares)
+    seen = {name for name, share in zip("abc", shares.tolist(), strict=True) if share > 0.01}
+    assert set(second.lost) >= seen - {"a"}
+    assert second.share_shift == pytest.approx(1 - shares[0].item(), abs=0.03)

@@ -1,0 +1,112 @@
+"""The guard in a run: verdict and statistics in summary.json, collapses taken back, resumed runs choose alike."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import das3
+from das3.errors import DivergedError
+from das3.models import load_segmenter
+from worlds import COLORS, write_world
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+OPTIONS = {"device": "cpu", "batch_size": 4, "report": False}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A source model, images like its source's, and images of a target."""
+    from das3.data.open import open_labelled
+    from das3.training.supervised import SourceRecipe, train_supervised
+
+    assert set(COLORS) == {"source", "target"}
+    root = tmp_path_factory.mktemp("world")
+    source = write_world(root / "source", "source", count=12, size=(32, 48))
+    write_world(root / "same", "source", count=8, seed=5, size=(32, 48))
+    write_world(root / "target", "target", count=8, seed=6, size=(32, 48))
+    torch.manual_seed(0)
+    segmenter = load_segmenter("das3:small", num_classes=3, model_args={"width": 8})
+    recipe = SourceRecipe(out=str(root / "trained"), steps=60, lr=1e-2, batch_size=4, device="cpu")
+    train_supervised(segmenter, open_labelled(source / "images", source / "labels"), recipe, quiet=True)
+    return root
+
+
+def adapt(world, out, domain="same", **options):
+    return das3.adapt(world / "trained", world / domain / "images", out=out, quiet=True, **{**OPTIONS, **options})
+
+
+def weights_of(result):
+    return result.model.state_dict()
+
+
+def test_summary_says_what_was_chosen_and_why(world, tmp_path, capsys):
+    short = {"align": {"steps": 6}, "selftrain": {"steps": 9}, "propagate": {"steps": 9}}
+    result = das3.adapt(world / "trained", world / "same" / "images", out=tmp_path / "run", **OPTIONS, **short)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    verdict = summary["verdict"]
+    names = [c["name"] for c in verdict["candidates"]]
+    assert names[0] == "incoming"
+    assert {"align", "selftrain", "propagate", "50% of propagate"} <= set(names)
+    assert any(name.startswith("selftrain at step") for name in names)
+    assert verdict["chosen"] in names
+    assert verdict["confidence"] in ("high", "medium", "low")
+    assert summary["bn_statistics"]["reason"]
+    assert result.metrics["verdict"] == verdict
+    assert (
+        f"verdict: the model is {'changed' if verdict['changed'] else 'unchanged'}"
+        in capsys.readouterr().err.replace("\n", " ")
+    )
+
+
+def test_a_model_that_a_rate_far_too_high_ruins_comes_back_as_it_was(world, tmp_path):
+    incoming = load_segmenter(world / "trained").model.state_dict()
+    result = adapt(world, tmp_path / "run", stages=["minent"], minent={"lr": 1.0, "steps": 30, "bn_mode": "frozen"})
+    assert result.metrics["verdict"]["chosen"] == "incoming"
+    assert result.metrics["stopped"] or result.metrics["verdict"]["candidates"][-1]["rejected"]
+    assert all(torch.equal(value, incoming[name]) for name, value in weights_of(result).items())
+    saved = load_segmenter(tmp_path / "run").model.state_dict()
+    assert all(torch.equal(value, incoming[name]) for name, value in saved.items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_and_not_the_run(world, tmp_path, monkeypatch):
+    def diverges(*_, **__):
+        raise DivergedError("the loss entropy is nan")
+
+    monkeypatch.setattr("das3.training.phases.train", diverges)
+    result = adapt(world, tmp_path / "run", stages=["minent"])
+    assert "minent was stopped: the loss entropy is nan" in result.metrics["stopped"]
+    assert result.metrics["verdict"]["chosen"] in ("incoming", "statistics")
+    with pytest.raises(DivergedError):
+        adapt(world, tmp_path / "off", stages=["minent"], guard="off")
+
+
+def test_off_hands_back_what_the_last_stage_left_and_stop_does_not_choose(world, tmp_path):
+    made = {mode: adapt(world, tmp_path / mode, stages=["bn"], guard=mode) for mode in ("off", "stop")}
+    for result in made.values():
+        assert result.metrics["verdict"] is None
+    last = torch.load(tmp_path / "off" / "checkpoints" / "0-bn.pt", weights_only=True)["segmenter"]
+    assert all(torch.equal(value, last[f"model.{name}"]) for name, value in weights_of(made["off"]).items())
+
+
+def test_a_run_that_stopped_before_the_choice_makes_the_same(world, tmp_path):
+    options = {"align": {"steps": 4}, "selftrain": {"steps": 6}, "stages": ["align", "selftrain"], "log_every": 1}
+    whole = adapt(world, tmp_path / "whole", domain="target", **options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for name in ("summary.json", "model"):
+        gone = tmp_path / "again" / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    again = adapt(world, tmp_path / "again", domain="target", resume=True, **options)
+    assert again.metrics["verdict"] == whole.metrics["verdict"]
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(whole).values(), weights_of(again).values(), strict=True))
+
+
+def test_every_candidate_is_measured_if_asked_for(world, tmp_path):
+    from das3.data.open import open_labelled
+
+    labelled = open_labelled(world / "same" / "images", world / "same" / "labels")
+    result = adapt(world, tmp_path / "run", stages=["bn"], evaluation=labelled, measure_candidates=True)
+    mious = {c["name"]: c["miou"] for c in result.metrics["verdict"]["candidates"]}
+    assert mious["incoming"] == pytest.approx(result.metrics["stages"][0]["miou"])
+    assert mious[result.metrics["verdict"]["chosen"]] == pytest.approx(result.metrics["miou"])
