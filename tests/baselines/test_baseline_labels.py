@@ -26,16 +26,16 @@ def test_thresholds_over_the_data_set(rng):
     histogram = sum(confidence_histogram(p) for p in images)
     confidence = torch.stack([p.max(0).values for p in images]).numpy().flatten()
     prediction = torch.stack([p.argmax(0) for p in images]).numpy().flatten()
-    for share in (0.2, 0.5, 1.0):
-        exact = reference.thresholds(confidence, prediction, share, C)
-        found = thresholds_of(histogram, share).numpy()
+    for top_fraction in (0.2, 0.5, 1.0):
+        exact = reference.thresholds(confidence, prediction, top_fraction, C)
+        found = thresholds_of(histogram, top_fraction).numpy()
         assert found[-1] == 1
         # To within half a percent of the distance to 1.
         np.testing.assert_allclose(1 - found[:-1], 1 - exact[:-1], rtol=5e-3, atol=1e-6)
         for c in range(C - 1):
             kept = confidence[prediction == c] >= found[c]
-            assert share <= kept.mean() + 1e-9
-            assert kept.mean() <= share + 0.05
+            assert top_fraction <= kept.mean() + 1e-9
+            assert kept.mean() <= top_fraction + 0.05
 
 
 def test_class_normalized_labels(logits):

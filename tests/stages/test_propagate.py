@@ -11,14 +11,14 @@ from das3.stages.propagate import EasyAndHard, split_by_entropy
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0, 1))
-def test_easy_images_are_those_of_lowest_entropy(entropies, share):
-    easy, hard = split_by_entropy(entropies, share)
+def test_easy_images_are_those_of_lowest_entropy(entropies, easy_share):
+    easy, hard = split_by_entropy(entropies, easy_share)
     assert sorted([*easy, *hard]) == list(range(len(entropies)))
     ordered = [entropies[i] for i in [*easy, *hard]]
     assert ordered == sorted(ordered)
-    assert abs(len(easy) - share * len(entropies)) <= 1
-    if share in (0, 1):
-        assert not (hard if share else easy)
+    assert abs(len(easy) - easy_share * len(entropies)) <= 1
+    if easy_share in (0, 1):
+        assert not (hard if easy_share else easy)
     elif len(entropies) > 1:
         assert easy
         assert hard
