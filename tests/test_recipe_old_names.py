@@ -12,8 +12,8 @@ import worlds
 from das3.api import adapt
 from das3.benchmark.grid import run_benchmark
 from das3.cli import main
-from das3.cli.main import _parser
-from das3.cli.options import recipe_first
+from das3.cli.arguments import prepare
+from das3.cli.command import command_parser
 from das3.errors import RecipeError
 from das3.models import load_segmenter, save_segmenter
 from das3.recipe import Recipe, load_recipe, recipe_from, recipe_of
@@ -82,13 +82,13 @@ def with_names(stage, place):
 
 def parsed(*arguments):
     """The recipe that `das3 adapt` would run."""
-    return recipe_of(command_line().parse_args(recipe_first(["adapt", *map(str, arguments)])).adapt)
+    return recipe_of(command_line().parse_args(prepare(command_line(), [*map(str, arguments)])))
 
 
 @cache
 def command_line():
     """It takes a while to be built."""
-    return _parser()[0]
+    return command_parser("adapt")[0]
 
 
 @pytest.mark.parametrize("stage", RENAMED)
@@ -114,7 +114,7 @@ def test_old_names_are_refused_wherever_no_file_is_read(tmp_path, stage):
         dashed = f"--{stage}.{new.replace('_', '-')}"
         for given in ([f"--{stage}.{old}", str(value)], [f"--{stage}.{old}={value}"]):
             with pytest.raises(RecipeError, match=f"--{stage}.{old} is called {dashed} now"):
-                recipe_first(["adapt", *given])
+                prepare(command_line(), given)
 
 
 def assert_refused(capsys, arguments, *words):

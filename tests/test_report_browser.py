@@ -14,7 +14,7 @@ from das3.report import write_comparison
 pytestmark = pytest.mark.slow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-STAGE = {"steps": 3, "tones": False, "zooms": False}
+STAGE = {"steps": 3, "color_transforms": False, "upscale": False}
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import math
 import shutil
 from html.parser import HTMLParser
 
-import das3.training.run
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import das3
+import das3.training.phases
 import worlds
 from das3.cli import main
 from das3.data.images import Images
@@ -27,7 +27,7 @@ from das3.report.pictures import BUDGET, SMALLEST, largest_that_fit
 from das3.report.run_folder import RunFolder
 from das3.report.statistics import agreement, image_change, largest_flows, pick_images, shares, transitions
 
-STAGE = {"steps": 3, "tones": False, "zooms": False}
+STAGE = {"steps": 3, "color_transforms": False, "upscale": False}
 QUICK = {"quiet": True, "device": "cpu", "log_every": 1, "selftrain": STAGE, "propagate": STAGE}
 EVIL = "<script>alert(1)</script>"
 
@@ -132,7 +132,7 @@ class Counted(Images):
 
 
 def test_a_capture_holds_what_the_model_predicts(tmp_path):
-    segmenter, images = worlds.pointwise(), Counted(3)
+    segmenter, images = worlds.pointwise_network(), Counted(3)
     segmenter.train()
     state = torch.get_rng_state()
     made = capture(segmenter, images, tmp_path / "c")
@@ -150,7 +150,7 @@ def test_a_capture_holds_what_the_model_predicts(tmp_path):
 
 
 def test_a_report_of_many_images_looks_at_two_hundred_and_at_the_same_ones_once(tmp_path):
-    segmenter, images = worlds.pointwise(), Counted(1000)
+    segmenter, images = worlds.pointwise_network(), Counted(1000)
     made = capture(segmenter, images, tmp_path / "c")
     assert len(images.asked) == len(made) == SAMPLE
     assert (images.asked[0], images.asked[-1]) == (0, 999)
@@ -376,7 +376,9 @@ def test_a_report_of_many_images_or_of_noise_stays_below_five_megabytes(tmp_path
     images = Counted(count, size, zoom)
     images.names = [f"drive_{i // 100}/camera_front_left/{i:06d}_leftImg8bit" for i in range(count)]
     (tmp_path / "recipe.yaml").write_text("stages: [selftrain]\n")
-    path = write_report(tmp_path, incoming=worlds.pointwise(), adapted=worlds.pointwise(), images=images).path
+    path = write_report(
+        tmp_path, incoming=worlds.pointwise_network(), adapted=worlds.pointwise_network(), images=images
+    ).path
     assert 5e5 < path.stat().st_size < 5e6
     page = Page(path.read_text())
     assert len([a for t, a in page.tags if t == "li" and a.get("class") == "card"]) == 24
@@ -437,7 +439,7 @@ def test_a_report_that_fails_says_so_in_one_line_and_the_run_goes_on(world, tmp_
 
 def test_a_resumed_run_is_compared_with_the_model_that_came_in(world, tmp_path, monkeypatch):
     options = {**QUICK, "stages": ["selftrain", "propagate"], "out": tmp_path / "run"}
-    real, begun = das3.training.run.train, []
+    real, begun = das3.training.phases.train, []
 
     def interrupted(*args, **kwargs):
         begun.append(1)
@@ -446,7 +448,7 @@ def test_a_resumed_run_is_compared_with_the_model_that_came_in(world, tmp_path, 
         real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("das3.training.run.train", interrupted)
+        patch.setattr("das3.training.phases.train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             das3.adapt(model(), world / "images", **options)
     shutil.rmtree(tmp_path / "run/work/report")  # as if it had been killed before they were complete

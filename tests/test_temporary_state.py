@@ -26,7 +26,7 @@ from das3.training.phases import _Clock
 def segmenter():
     """Partly frozen, its layers in different modes."""
     torch.manual_seed(0)
-    found = worlds.pointwise().eval()
+    found = worlds.pointwise_network().eval()
     found.model[0].bias.requires_grad_(False)
     found.model[2].train()
     return found
@@ -66,7 +66,7 @@ def interrupted(segmenter):
 
 
 def test_training(segmenter, tmp_path):
-    context = worlds.context(segmenter, tmp_path)
+    context = worlds.stage_context(segmenter, tmp_path)
     stage = Align(Align.Options(steps=3, color_transforms=False, prior="uniform"))
     samples, real = stage.prepare(context), stage.loss
     calls = []
@@ -90,7 +90,7 @@ def test_training(segmenter, tmp_path):
 
 @pytest.mark.parametrize("transform", [None, InputTransform(color_transforms=("grayscale",))])
 def test_labelling(segmenter, tmp_path, transform):
-    context = worlds.context(segmenter, tmp_path)
+    context = worlds.stage_context(segmenter, tmp_path)
     context.transform = transform
     before = state(segmenter)
 
@@ -105,14 +105,14 @@ def test_labelling(segmenter, tmp_path, transform):
 def test_re_estimation(interrupted, tmp_path):
     before = state(interrupted)
     with pytest.raises(KeyboardInterrupt):
-        worlds.context(interrupted, tmp_path).reestimate_bn()
+        worlds.stage_context(interrupted, tmp_path).reestimate_bn()
     assert state(interrupted) == before
 
 
 def test_centroids(interrupted, tmp_path):
     before = state(interrupted)
     with pytest.raises(KeyboardInterrupt):
-        NearestCentroid(interrupted).fit(worlds.context(interrupted, tmp_path), hard=False)
+        NearestCentroid(interrupted).fit(worlds.stage_context(interrupted, tmp_path), hard=False)
     assert state(interrupted) == before
 
 

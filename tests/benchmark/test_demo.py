@@ -58,7 +58,7 @@ def test_summary_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (out / "das3/model/das3.json").exists()
     monkeypatch.setattr("das3.training.phases.train", lambda *args, **options: 1 / 0)
     assert "mIoU" in (out / "das3/report.html").read_text()
-    monkeypatch.setattr("das3.training.run.train", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("das3.training.phases.train", lambda *args, **options: 1 / 0)
     assert main(given) == 0  # finished, it is not run again
     assert json.loads((out / "summary.json").read_text()) == summary
 

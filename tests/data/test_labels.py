@@ -278,9 +278,9 @@ def test_class_table_with_ids_and_colours(tmp_path: Path) -> None:
     [
         ({}, "no list `classes`"),
         ({"classes": []}, "no list `classes`"),
-        ({"classes": [{"name": "a", "id": "x"}]}, "no class table"),
-        ({"classes": [{"name": "a", "color": [1, 2]}]}, "no class table"),
-        ({"classes": [{"name": "a", "color": [1, 2, 300]}]}, "no colour"),
+        ({"classes": [{"name": "a", "id": "x"}]}, "not a class table"),
+        ({"classes": [{"name": "a", "color": [1, 2]}]}, "not a class table"),
+        ({"classes": [{"name": "a", "color": [1, 2, 300]}]}, "not a colour"),
         ({"classes": [{"name": "a", "color": "red"}, {"name": "b"}]}, "some have none"),
         ({"classes": [{"name": "a", "color": "red"}, {"name": "b", "color": "red"}]}, "same colour"),
         ({"classes": [str(i) for i in range(300)]}, "1 to 255 classes"),

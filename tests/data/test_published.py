@@ -339,7 +339,7 @@ def test_a_folder_is_no_spec(tmp_path: Path) -> None:
         ("cityscapes:{}?condition=night", "condition=night is not among none at all"),
         ("acdc:{}?condition=hail", "condition=hail is not among fog, night, rain, snow"),
         ("cityscapes:{}?classes=12", "classes=12 is not among 19, 16, 13"),
-        ("cityscapes:{}?classes=many", "no number"),
+        ("cityscapes:{}?classes=many", "not a number"),
         ("cityscapes:{}?spilt=val", "spilt is no option"),
         ("cityscapes:{}/nowhere", "there is no folder .*nowhere"),
         ("gta5:{}", "no images of split all in .*; looked in images"),

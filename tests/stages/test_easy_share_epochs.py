@@ -33,7 +33,7 @@ def test_with_both_each_is_shown_once_an_epoch_of_its_own_kind():
 def test_the_loss_has_both_halves_whatever_the_batch_holds(tmp_path):
     """Several processes add up the same terms, although one may hold easy samples alone."""
     torch.manual_seed(0)
-    context = worlds.context(worlds.pointwise(), tmp_path)
+    context = worlds.stage_context(worlds.pointwise_network(), tmp_path)
     stage = Propagate(Propagate.Options(color_transforms=False, upscale=False))
     stage.prepare(context)
     image, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)

@@ -51,7 +51,7 @@ class Rare:
 
 
 def test_all_streams_differ(tmp_path, monkeypatch):
-    context = worlds.context(worlds.pointwise(), tmp_path)
+    context = worlds.stage_context(worlds.pointwise_network(), tmp_path)
     seen = {}
     for seed in product(SEEDS, PHASES):
         for name, value in streams(seed, context, monkeypatch).items():
