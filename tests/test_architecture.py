@@ -22,7 +22,7 @@ LAYERS = """
     recipe
     recipes
     registry
-    baselines
+    baselines selection
     stages
     segmenter
     data pseudo_labels

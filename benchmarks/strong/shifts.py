@@ -142,7 +142,7 @@ def _spoilt(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 def _windows(pair: Pair) -> list[Pair]:
-    """Windows of half an image's sides, at its bottom, that show next to nothing of the classes that must be missing."""
+    """Windows of half an image's sides, at its bottom, that show next to nothing of the missing classes."""
     image, label = pair
     height, width = (side // 2 for side in label.shape)
     places = [(slice(-height, None), slice(left, left + width)) for left in (0, width // 2, width)]

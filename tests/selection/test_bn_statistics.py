@@ -9,7 +9,7 @@ from torch import nn
 from das3.norms import batch_norms
 from das3.selection import bn_statistics
 from das3.selection.bn_statistics import choose_bn_statistics, sample_batches
-from das3.selection.signals import Signals
+from das3.selection.signals import COLOR_VIEWS, Signals
 from worlds import network, pointwise_network, stage_context
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -20,7 +20,8 @@ def choose(segmenter, folder, monkeypatch, consistency, count=6):
     told = iter(consistency)
 
     def measured(segmenter, batches):
-        return Signals(0.1, 0.5, 1.0, {"mirror": 1.0}, {"mirror": next(told)}, [1.0])
+        agreement = next(told)
+        return Signals(0.1, 0.5, 1.0, {}, dict.fromkeys(COLOR_VIEWS, agreement), [1.0])
 
     monkeypatch.setattr(bn_statistics, "measure_signals", measured)
     context = stage_context(segmenter, folder, count=count)
@@ -31,7 +32,7 @@ def choose(segmenter, folder, monkeypatch, consistency, count=6):
     ("consistency", "weight"),
     [
         ([0.80, 0.70, 0.60, 0.50, 0.40], 0.0),
-        ([0.80, 0.81, 0.81, 0.81, 0.815], 0.0),  # hardly better is not better
+        ([0.80, 0.81, 0.82, 0.825, 0.825], 0.0),  # hardly better is not better
         ([0.50, 0.55, 0.58, 0.59, 0.60], 1.0),
         ([0.50, 0.55, 0.70, 0.60, 0.55], 0.5),
     ],

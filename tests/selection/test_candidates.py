@@ -50,9 +50,9 @@ def test_where_the_incoming_model_fits_already_half_of_its_weights_stay():
     ("change", "word"),
     [
         ({"finite": False}, "finite"),
-        ({"lost": ["bike", "sign"]}, "bike, sign"),
-        ({"share_shift": 0.4}, "40%"),
-        ({"sure_agreement": 0.5}, "50%"),
+        ({"lost": ["bike", "sign"], "seen": 5}, "bike, sign"),
+        ({"share_shift": 0.6}, "60%"),
+        ({"sure_agreement": 0.4}, "60%"),
         ({"consistency": 0.6}, "consistent"),
     ],
 )
@@ -65,6 +65,13 @@ def test_a_candidate_that_is_not_to_be_trusted_is_never_chosen(change, word, unt
     reasons = {c["name"]: c["rejected"] for c in verdict.candidates}
     assert word in reasons["propagate"]
     assert word in verdict.reason
+
+
+@pytest.mark.parametrize("change", [{"share_shift": 0.3}, {"sure_agreement": 0.7}, {"lost": ["pole"], "seen": 7}])
+def test_more_may_change_where_the_shift_is_large(change):
+    trained = [candidate("50%", "blend", share=0.5, **change), candidate("propagate", "stage", **change)]
+    assert choose([incoming(), *trained]).chosen == "incoming"
+    assert choose([incoming(), statistics(), *trained]).chosen == "propagate"
 
 
 def test_a_stage_that_fails_leaves_the_one_before_it():

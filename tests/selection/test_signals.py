@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from das3.selection.signals import (
+    COLOR_VIEWS,
     VIEWS,
+    Signals,
     agreement,
     class_shares,
     ensemble_agreement,
@@ -150,3 +152,18 @@ def test_signals_are_those_of_all_images_together() -> None:
     )
     assert found.consistency == dict.fromkeys(VIEWS, 1.0)
     assert sum(found.shares) == pytest.approx(1)
+
+
+def test_color_consistency_is_not_about_mirrors_and_zooms() -> None:
+    views = {"mirror": 0.0, "smaller": 0.0, "darker": 0.9, "lighter": 0.8, "warm": 0.5, "cold": 0.6, "grayscale": 0.7}
+    assert set(COLOR_VIEWS) < set(views) == set(VIEWS)
+    assert Signals(0.1, 0.5, 6.0, views, views, [0.5, 0.5]).color_consistency == pytest.approx(0.7)
+
+
+def test_tints_change_colour_and_grey_takes_it_out() -> None:
+    image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(10)) * 0.8
+    warm, cold, grey = (VIEWS[v](image) for v in ("warm", "cold", "grayscale"))
+    assert (warm[:, 0] > image[:, 0]).all()
+    assert (warm[:, 2] < image[:, 2]).all()
+    assert (cold[:, 2] > image[:, 2]).all()
+    assert torch.equal(grey[:, 0], grey[:, 2])

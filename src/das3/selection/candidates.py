@@ -33,18 +33,21 @@ class State(NamedTuple):
     share: float = 1.0
 
 
-MAX_SHARE_SHIFT = 0.15
-"""Class shares of a trained candidate may differ from the untrained model's by this total variation."""
-MIN_SURE_AGREEMENT = 0.9
-"""Share of the pixels of which the untrained model was sure that a trained candidate has to label alike."""
+MAX_SHARE_SHIFT = (0.15, 0.4)
+"""Class shares of a trained candidate may differ from the untrained model's by this total variation: where the incoming
+model fits the images already, and where it does not (its statistics were re-estimated)."""
+MIN_SURE_AGREEMENT = (0.9, 0.6)
+"""Share of the pixels of which the untrained model was sure that a trained candidate has to label alike; likewise."""
+MAX_CONSISTENCY_DROP = 0.05
+"""A trained candidate may be this much less consistent than the untrained model."""
 MIN_SHARE = 0.002
 """A class that the untrained model gives this share of the pixels counts as seen."""
 LOST = 0.2
 """A class is lost if its share falls below this part of what it was."""
+MAX_LOST = 0.34
+"""A candidate that lost more than this share of the classes that were seen has collapsed."""
 MAX_BLEND = 0.5
 """Largest share of trained weights that is taken where the incoming model fits the images already."""
-MAX_CONSISTENCY_DROP = 0.01
-"""A trained candidate may be this much less consistent than the untrained model."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Candidate:
         sure_agreement: share of the pixels of which the untrained model was sure that are labelled alike.
         ensemble_agreement: mean IoU with the mean prediction of all candidates.
         lost: classes that the untrained model saw and this one nearly never predicts.
+        seen: how many classes the untrained model saw.
         finite: whether its predictions are numbers.
         share: of the trained weights in a blend.
     """
@@ -73,18 +77,20 @@ class Candidate:
     sure_agreement: float
     ensemble_agreement: float
     lost: list[str] = field(default_factory=list)
+    seen: int = 1
     finite: bool = True
     share: float = 1.0
 
     def rejection(self, untrained: Candidate) -> str | None:
         """Why this trained candidate is not to be trusted, None if nothing speaks against it."""
+        shifted = untrained.kind == "statistics"
         if not self.finite:
             return "its predictions are not finite"
-        if self.lost:
+        if len(self.lost) > (MAX_LOST * self.seen if shifted else 0):
             return f"it hardly predicts {', '.join(self.lost)} any more"
-        if self.share_shift > MAX_SHARE_SHIFT:
+        if self.share_shift > MAX_SHARE_SHIFT[shifted]:
             return f"it gives {self.share_shift:.0%} of the pixels to other classes than before, in total"
-        if self.sure_agreement < MIN_SURE_AGREEMENT:
+        if self.sure_agreement < MIN_SURE_AGREEMENT[shifted]:
             return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
         if self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
             return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
@@ -152,6 +158,7 @@ def measure_candidates(
                 sure_agreement(probs.argmax(dim=1), plain[anchor]),
                 ensemble,
                 [class_names[c] for c in lost],
+                int((before > MIN_SHARE).sum()),
                 bool(torch.isfinite(probs).all()),
                 state.share,
             )
@@ -204,9 +211,7 @@ def _confidence(chosen: Candidate, untrained: Candidate) -> Literal["high", "med
     if chosen.kind == "incoming":
         return "high"
     gain = chosen.consistency - untrained.consistency
-    if chosen.kind == "statistics" or (
-        gain > MAX_CONSISTENCY_DROP and chosen.sure_agreement > (1 + MIN_SURE_AGREEMENT) / 2
-    ):
+    if chosen.kind == "statistics" or (gain > 0 and chosen.sure_agreement > 0.95):
         return "medium"
     return "low"
 

@@ -18,6 +18,7 @@ from das3.losses import entropy_of_probs, mutual_information
 from das3.segmenter import evaluating
 
 __all__ = [
+    "COLOR_VIEWS",
     "VIEWS",
     "Signals",
     "agreement",
@@ -32,11 +33,22 @@ __all__ = [
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mirror": lambda images: images.flip(-1),
+    "smaller": lambda images: F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True),
     "darker": lambda images: images**1.25,
     "lighter": lambda images: images**0.8,
-    "smaller": lambda images: F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True),
+    "warm": lambda images: _tinted(images, (1.1, 1.0, 0.85)),
+    "cold": lambda images: _tinted(images, (0.88, 1.0, 1.12)),
+    "grayscale": lambda images: images.mean(dim=1, keepdim=True).expand_as(images),
 }
 """Images B×3×H×W in [0, 1] → the same scene seen otherwise, so mildly that its classes stay what they are."""
+
+COLOR_VIEWS = ("darker", "lighter", "warm", "cold", "grayscale")
+"""The views in another light or colour."""
+
+
+def _tinted(images: Tensor, tint: tuple[float, float, float]) -> Tensor:
+    return (images * images.new_tensor(tint).view(1, 3, 1, 1)).clamp(max=1)
+
 
 GRID = 128
 """Predictions are kept at this longer side at most: all candidates' predictions of all images are held at once."""
@@ -150,8 +162,17 @@ class Signals:
 
     @property
     def mean_consistency(self) -> float:
-        """Mean of `consistent_miou` over the views, in [0, 1]: every class counts alike, however few its pixels."""
+        """Mean of `consistent_miou` over all views, in [0, 1]: every class counts alike, however few its pixels."""
         return sum(self.consistent_miou.values()) / len(self.consistent_miou)
+
+    @property
+    def color_consistency(self) -> float:
+        """Mean of `consistent_miou` over the `COLOR_VIEWS`, in [0, 1]: what tells which norm statistics fit.
+
+        They say how light and colourful features are. A network on statistics that do not fit its images is at their
+        limits, where little light or colour tips it over; mirror and zoom say less about that. docs/decisions/0020.
+        """
+        return sum(self.consistent_miou[view] for view in COLOR_VIEWS) / len(COLOR_VIEWS)
 
 
 @torch.no_grad()
