@@ -30,23 +30,34 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).with_name("mutation.json")
 LIMIT = 120  # seconds of one mutant's tests
-OPTIONS = "tests/test_options_matter.py"
-STAGES = ["tests/stages/test_rules.py", "tests/stages/test_stages.py"]
+DEFAULTS = "tests/test_defaults.py"
+STAGES = [DEFAULTS, "tests/stages/test_stages.py"]
+
+
+def options_of(*names: str) -> list[str]:
+    """Tests that every option of these stages, or of the loop, changes the outcome."""
+    chosen = " or ".join(f"stage_changes_the_outcome and {name}." for name in names)
+    return ["tests/test_options_matter.py", "-k", f"test_stages or test_defaults or test_propagate or {chosen}"]
+
+
 TESTS = {
     "das3.losses": ["tests/test_losses.py", "tests/baselines/test_baseline_losses.py"],
     "das3.pseudo_labels": ["tests/test_pseudo_labels.py"],
     "das3.data.mixing": ["tests/data/test_mixing.py"],
-    "das3.norms": ["tests/test_norms.py"],
-    "das3.ema": ["tests/test_ema.py"],
-    "das3.training.loop": ["tests/training/test_loop.py", f"{OPTIONS}::test_an_option_of_the_loop_changes_the_outcome"],
+    "das3.norms": ["tests/test_norms.py", "tests/test_norms_pooled.py"],
+    "das3.ema": ["tests/test_ema.py", "tests/baselines/test_baselines.py"],
+    "das3.training.loop": [
+        "tests/training/test_loop.py",
+        "tests/test_options_matter.py::test_an_option_of_the_loop_changes_the_outcome",
+    ],
     "das3.stages.base": ["tests/training/test_loop.py", "tests/baselines/test_baselines.py", *STAGES],
-    "das3.stages.align": STAGES,
-    "das3.stages.selftrain": STAGES,
-    "das3.stages.propagate": ["tests/stages/test_propagate.py", *STAGES],
+    "das3.stages.align": [*STAGES, *options_of("align")],
+    "das3.stages.selftrain": [*STAGES, *options_of("selftrain")],
+    "das3.stages.propagate": ["tests/stages/test_propagate.py", *STAGES, *options_of("propagate")],
     "das3.stages.priors": STAGES,
     "das3.stages.thresholds": ["tests/baselines/test_baseline_labels.py", *STAGES],
     "das3.stages.choose_transform": ["tests/stages/test_choose_transform.py"],
-    "das3.stages.options": ["tests/stages/test_stages.py", "tests/training/test_loop.py"],
+    "das3.stages.options": [DEFAULTS, "tests/stages/test_stages.py", "tests/training/test_loop.py"],
 }
 
 
@@ -139,7 +150,7 @@ def outcome(mutant: dict[str, str]) -> str:
         import pytest
 
         sys.meta_path.insert(0, Mutant(mutant["module"], mutant["code"]))
-        tests = [str(ROOT / test) for test in TESTS[mutant["module"]]]
+        tests = [str(ROOT / test) if test.startswith("tests/") else test for test in TESTS[mutant["module"]]]
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *tests]) != 0))
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
