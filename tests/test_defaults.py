@@ -1,4 +1,4 @@
-"""The default of every option: changing one changes what everybody's runs do, so it is done here as well, on purpose."""
+"""Defaults and ranges of all options: a change of one is a decision, and is made here as well, on purpose."""
 
 import dataclasses
 import json
