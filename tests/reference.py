@@ -61,12 +61,8 @@ def adjust_posteriors(p, spatial_prior, underprediction_ratio, class_balance, sp
     return np.array([[raised[c, i] / sum(raised[:, i]) for i in range(pixels)] for c in range(classes)])
 
 
-def cross_entropy(p, labels, smoothing=0.0, ignore=255):
-    terms = [
-        -(1 - smoothing) * np.log(p[y, i]) - smoothing * np.log(p[:, i]).mean()
-        for i, y in enumerate(labels)
-        if y != ignore
-    ]
+def cross_entropy(p, labels, ignore=255):
+    terms = [-np.log(p[y, i]) for i, y in enumerate(labels) if y != ignore]
     return sum(terms) / len(terms) if terms else 0.0
 
 

@@ -65,11 +65,11 @@ def entropy_of_probs(probs: Tensor) -> Tensor:
 def focal_entropy_loss(
     logits: Tensor, *, gamma: float = 5.0, alpha: float = 1.0, valid: Tensor | None = None, detach_focus: bool = False
 ) -> Tensor:
-    """Focal entropic loss: entropy minimisation in which sure pixels lead.
+    """Focal entropic loss: entropy minimisation in which confident pixels dominate.
 
     Args:
         logits: B×C×H×W.
-        gamma: ≥ 0; the larger, the less unsure pixels contribute; 0 is plain entropy minimisation.
+        gamma: ≥ 0; the larger, the less uncertain pixels contribute; 0 is plain entropy minimisation.
         alpha: scale of the loss.
         valid: boolean B×H×W, or None for all pixels.
         detach_focus: keep (1 − H)^γ out of the graph, so that it only weighs.
@@ -86,7 +86,7 @@ def focal_entropy_loss(
 
 
 def mean_prediction(logits: Tensor, *, entropy_weight: float = 3.0, valid: Tensor | None = None) -> Tensor:
-    """Mean prediction p̄ in which sure pixels weigh more.
+    """Mean prediction p̄ in which confident pixels weigh more.
 
     Args:
         logits: B×C×H×W.
@@ -126,26 +126,21 @@ def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
     return loss / math.log(mean.numel())
 
 
-def positive_loss(
-    logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, ignore_index: int = IGNORE_INDEX
-) -> Tensor:
+def positive_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Cross-entropy on the pixels that have a positive pseudo label.
 
     Args:
         logits: B×C×H×W.
         labels: B×H×W integer class ids, `ignore_index` where there is none.
-        smoothing: ε in [0, 1), the share of each label that all classes are given equally.
         ignore_index: id that does not count.
 
     Returns:
         Scalar ≥ 0, the mean over labelled pixels; 0 where there are none.
 
-    Source: DAS3, L_pos; smoothing is ours, and but for a scale the regulariser MRKLD of CRST (Zou et al., ICCV 2019).
+    Source: DAS3, L_pos.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    total = F.cross_entropy(
-        logits, labels.long(), ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
-    )
+    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
     return mean_over_processes(total, (labels != ignore_index).sum())
 
 

@@ -164,18 +164,19 @@ def _write(cell: Cell, rows: list[Row] | None) -> None:
 def run_adaptation(cell: Cell, quiet: bool) -> dict[str, Any]:
     """Adapt the source model by the cell's `Recipe`."""
     assert isinstance(cell.recipe, Recipe)
+    # Every stage is measured as the method leaves it, and nobody reads the reports of a whole grid.
+    recipe = replace(cell.recipe, guard="off", report=False)
     if not (cell.run / "recipe.yaml").exists():
-        _begin(cell, cell.recipe)
+        _begin(cell, recipe)
     result = adapt(
         load_segmenter(cell.folder / "source", trust=_trusted(cell.suite)),
         _target_images(cell.suite),
         out=cell.run,
-        recipe=cell.recipe,
+        recipe=recipe,
         evaluation=cell.suite.test(),
         resume=True,
         quiet=quiet,
         measure_every=cell.measure_every,
-        report=False,  # nobody looks at the pages of a whole grid
     )
     return result.metrics
 
