@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from das3.norms import batch_norms
+from das3.selection.carried_statistics import Statistics, copied_statistics
 from das3.selection.signals import measure_signals
 from das3.stages.context import StageContext
 
@@ -33,11 +34,14 @@ class StatisticsChoice:
         target_weight: share of the target's statistics, 0 for the source's, in [0, 1].
         consistency: by target weight, the mean IoU of the model with itself in another light or colour.
         reason: in words.
+        source, target: the statistics themselves, of every batch-norm layer; empty if none was tried.
     """
 
     target_weight: float
     reason: str
     consistency: dict[float, float] = field(default_factory=dict)
+    source: Sequence[Statistics] = field(default=(), repr=False)
+    target: Sequence[Statistics] = field(default=(), repr=False)
 
 
 def sample_batches(context: StageContext, images: int = MAX_IMAGES_FOR_SIGNALS) -> list[Tensor]:
@@ -65,9 +69,9 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
         return StatisticsChoice(0.0, "the network's batch-norm layers came frozen")
     if len(context.images) < MIN_IMAGES_FOR_STATISTICS:
         return StatisticsChoice(0.0, f"{len(context.images)} images are too few to estimate statistics on")
-    source = _copied(layers)
+    source = copied_statistics(context.segmenter)
     context.reestimate_bn()
-    target = _copied(layers)
+    target = copied_statistics(context.segmenter)
     consistency = {}
     for weight in TARGET_WEIGHTS:
         _set_blend(layers, source, target, weight)
@@ -76,7 +80,7 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
     if consistency[best] < consistency[0.0] + MIN_CONSISTENCY_GAIN:
         best = 0.0
     _set_blend(layers, source, target, best)
-    return StatisticsChoice(best, _in_words(best, consistency), consistency)
+    return StatisticsChoice(best, _in_words(best, consistency), consistency, source, target)
 
 
 def _in_words(best: float, consistency: dict[float, float]) -> str:
@@ -93,14 +97,10 @@ def _came_frozen(segmenter: nn.Module, layers: Sequence[nn.Module]) -> bool:
     return frozen and any(p.requires_grad for p in segmenter.parameters())
 
 
-def _copied(layers: Sequence[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    return [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[operator]
-
-
 def _set_blend(
     layers: Sequence[nn.Module],
-    source: Sequence[tuple[Tensor, Tensor]],
-    target: Sequence[tuple[Tensor, Tensor]],
+    source: Sequence[Statistics],
+    target: Sequence[Statistics],
     weight: float,
 ) -> None:
     for layer, (mean, var), (new_mean, new_var) in zip(layers, source, target, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from das3.files import write_atomically
 from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import StatisticsChoice, choose_bn_statistics, sample_batches
 from das3.selection.candidates import Kind, State, Verdict, choose, measure_candidates
+from das3.selection.carried_statistics import carry_statistics
 from das3.stages.context import StageContext
 
 __all__ = ["Guard", "GuardMode", "StageStopped"]
@@ -74,7 +75,7 @@ class Guard:
         """Choose the norm statistics of the incoming model and put it on them; a resumed run chooses as before."""
         file = self.context.folder / "bn_statistics.json"
         self.statistics = choose_bn_statistics(self.context, self.batches)
-        write_atomically(file, json.dumps(asdict(self.statistics), indent=1).encode())
+        write_atomically(file, json.dumps(describe_statistics(self.statistics), indent=1).encode())
         if self.statistics.target_weight:
             weights = {name: value.cpu() for name, value in copy_weights(self.segmenter).items()}
             self._states.append(State("statistics", "statistics", lambda: weights))
@@ -82,7 +83,25 @@ class Guard:
 
     def add(self, name: str, kind: Kind, file: Path) -> None:
         """Let the weights in a file be a candidate; later ones are preferred to earlier ones."""
-        self._states.append(State(name, kind, lambda: self.load(file)))
+        load = (lambda: self.load(file)) if not self.keeps_statistics else cache(lambda: self._carried(self.load(file)))
+        self._states.append(State(name, kind, load))
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether the incoming model stays on its own statistics although others were tried."""
+        return self.statistics is not None and not self.statistics.target_weight and bool(self.statistics.source)
+
+    def _carried(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Trained weights on the statistics that were chosen, moved as far as the weights moved the target's.
+
+        Stages train on the target's statistics; where the source's are better, what they leave is put back on them.
+        """
+        if not self.keeps_statistics or self.statistics is None:
+            return weights
+        with self._weights(weights):
+            self.context.reestimate_bn()
+            carry_statistics(self.segmenter, self.statistics.source, self.statistics.target)
+            return {name: value.cpu() for name, value in copy_weights(self.segmenter).items()}
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Notice a collapse.

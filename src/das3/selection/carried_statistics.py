@@ -1,0 +1,49 @@
+"""Norm statistics that follow the weights: what was chosen before training stays chosen while the weights move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from das3.norms import batch_norms
+
+__all__ = ["Statistics", "carry_statistics", "copied_statistics"]
+
+_EPS = 1e-8
+
+
+class Statistics(NamedTuple):
+    """Running mean and variance of one batch-norm layer, a value per channel."""
+
+    mean: Tensor
+    var: Tensor
+
+
+def copied_statistics(module: nn.Module) -> list[Statistics]:
+    """A copy of the running statistics of every batch-norm layer, in the network's order."""
+    norms = batch_norms(module)
+    return [Statistics(n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def carry_statistics(module: nn.Module, chosen: Sequence[Statistics], before: Sequence[Statistics]) -> None:
+    """Put a network that was trained on the target's statistics back on those chosen, moved as far as its weights did.
+
+    mean ← chosen mean + (target's mean now − target's mean before), var ← chosen var · target's var now / before.
+    Statistics that are merely held while weights train no longer fit them, see docs/decisions/0020.
+
+    Args:
+        module: trained; its running statistics are the target's, under the weights that it has now.
+        chosen: what it is to run on: statistics under the weights that entered, the source's or a blend.
+        before: the target's statistics under the weights that entered.
+
+    Source: ours.
+    """
+    for norm, wanted, old in zip(batch_norms(module), chosen, before, strict=True):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.add_(wanted.mean - old.mean)
+        norm.running_var.mul_(wanted.var / old.var.clamp(min=_EPS))
