@@ -6,7 +6,7 @@ from pathlib import Path
 
 from das3.recipe import Recipe
 from das3.registry import stage_types
-from das3.stages.options import LoopOptions, bounds_of
+from das3.stages.options import LoopOptions, StageOptions, bounds_of
 
 FILE = Path(__file__).with_name("defaults.json")
 
@@ -23,8 +23,10 @@ def defaults():
     """Option → default, and the ranges, by stage; the recipe's own under "recipe"."""
     recipe = Recipe()
     own = {f.name: plain(getattr(recipe, f.name)) for f in dataclasses.fields(recipe)}
-    stages = {name: plain(dataclasses.asdict(stage.Options())) for name, stage in stage_types().items()}
-    bounds = {name: ranges(stage.Options) for name, stage in stage_types().items()} | {"loop": ranges(LoopOptions)}
+    kinds = {"loop": LoopOptions, "stage": StageOptions}
+    kinds |= {name: stage.Options for name, stage in stage_types().items()}
+    stages = {name: plain(dataclasses.asdict(kind())) for name, kind in kinds.items()}
+    bounds = {name: ranges(kind) for name, kind in kinds.items()}
     return {"recipe": own, "stages": stages, "ranges": bounds}
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import worlds
 from das3.api import adapt
-from das3.norms import batch_norms, reestimate, training_norms
+from das3.norms import _SharedBatchNorm, batch_norms, reestimate, training_norms
 from das3.segmenter import Segmenter
 
 
@@ -50,12 +51,32 @@ def freeze_stem(network):
     return network
 
 
-def test_single_images_give_mean_and_variance_over_the_images():
+@pytest.mark.parametrize("count", [2, 5])
+def test_single_images_give_mean_and_variance_over_the_images(count):
     network = freeze_stem(pooled())
-    values = pooled_values(network, images(5))
-    reestimate(network, list(images(5).split(1)))
+    values = pooled_values(network, images(count))
+    reestimate(network, list(images(count).split(1)))
     torch.testing.assert_close(network.model.norm.running_mean, values.mean(0))
     torch.testing.assert_close(network.model.norm.running_var, values.var(0))
+
+
+def normalised(function, dtype):
+    """Output and gradients of a batch norm of the same values, in float64."""
+    values = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    wide = torch.float32 if dtype is torch.bfloat16 else dtype
+    inputs = values.to(dtype), torch.tensor([0.5, 1.0, 2.0], dtype=wide), torch.tensor([0.1, 0.2, 0.3], dtype=wide)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    out = function(*leaves)
+    (out.double() ** 3).sum().backward()
+    return [out.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.bfloat16, 0.1)])
+def test_batch_norm_over_all_processes_is_batch_norm_where_there_is_one(dtype, tolerance):
+    expected = normalised(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True, eps=1e-5), torch.float64)
+    found = normalised(lambda x, w, b: _SharedBatchNorm.apply(x, w, b, 1e-5)[0], dtype)
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() <= tolerance * one.abs().max()
 
 
 def test_a_last_image_alone_is_left_out_where_other_batches_have_more():

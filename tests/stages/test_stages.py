@@ -19,6 +19,7 @@ from das3.norms import batch_norms, reestimate
 from das3.pseudo_labels import unpack_negatives
 from das3.registry import find_stage, stage_types
 from das3.segmenter import Segmenter
+from das3.stages.base import StageTags
 from das3.stages.context import StageContext
 from das3.stages.options import LoopOptions, StageOptions, bounds_of
 from das3.stages.priors import ClassPriors, class_priors
@@ -406,3 +407,13 @@ def test_a_rare_class_that_is_labelled_below_the_negative_threshold_is_not_ruled
     assert rare == 1
     assert probs[rare, 0, 0] < labeller.options.negative_threshold
     assert negatives[:, 0, 0].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1e-9}, {"lr": math.inf}, {"steps": -1}, {"blur": 1.0000001}])
+def test_a_value_at_an_open_bound_or_just_beyond_a_closed_one_is_refused(wrong):
+    with pytest.raises(RecipeError, match=next(iter(wrong))):
+        StageOptions(**wrong)
+
+
+def test_a_stage_promises_everything_unless_its_tags_say_otherwise():
+    assert StageTags() == StageTags(ignores_padding=True, equal_over_processes=True)

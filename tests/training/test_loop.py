@@ -11,6 +11,7 @@ from das3.errors import RecipeError, TrainingError
 from das3.losses import positive_loss
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
+from das3.stages.base import parameter_groups
 from das3.stages.options import LoopOptions
 from das3.training.loop import learning_rate, make_fabric, step_seed, train
 
@@ -162,3 +163,22 @@ def test_mixed_precision_on_the_cpu():
     train(fabric, segmenter, stage, samples(), LoopOptions(batch_size=2), seed=(0,), report=records.append)
     assert math.isfinite(records[-1].losses["cross_entropy"])
     assert all(p.dtype == torch.float32 for p in segmenter.parameters())
+
+
+@pytest.mark.parametrize(("snapshots", "expected"), [(0, []), (1, [4]), (2, [3, 6]), (3, [2, 4, 6])])
+def test_snapshots_are_evenly_spread(snapshots, expected):
+    seen = []
+    steps = StageOptions(steps=9 if snapshots < 3 else 8)
+    fit(tiny(), LoopOptions(batch_size=2), steps, snapshot=lambda step, _: seen.append(step), snapshots=snapshots)
+    assert seen == expected
+
+
+def test_weight_decay_is_of_weights_alone():
+    """Biases, and scales and shifts of norm layers, have none."""
+    segmenter = tiny()
+    groups = parameter_groups(segmenter, Supervised(StageOptions(lr=0.5, head_lr_factor=3.0)), 0.25)
+    found = {id(p): (group["weight_decay"], group["lr"], group["base_lr"]) for group in groups for p in group["params"]}
+    assert len(found) == len(list(segmenter.parameters()))
+    for name, parameter in segmenter.model.named_parameters():
+        rate = 1.5 if name.startswith("4.") else 0.5
+        assert found[id(parameter)] == (0.25 if parameter.ndim > 1 else 0.0, rate, rate)
