@@ -296,7 +296,7 @@ def test_an_old_run_folder_is_resumed_bit_equal(model_and_images, tmp_path, monk
     make_old(tmp_path / "old")
     assert "share" in (tmp_path / "old/recipe.yaml").read_text()
     assert {"average", "phase"} <= load_checkpoint(tmp_path / "old/checkpoints/last.pt").keys()
-    with pytest.raises(RecipeError, match=r"begun with ema_decay=0\.97, not 0\.5"):
+    with pytest.raises(RecipeError, match=r"was started with ema_decay=0\.97, not 0\.5"):
         adapt(*model_and_images, out=tmp_path / "old", resume=True, **{**options, "ema_decay": 0.5})
     resumed = adapt(*model_and_images, out=tmp_path / "old", resume=True, **options)
     wanted = whole.model.state_dict()

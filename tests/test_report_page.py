@@ -406,7 +406,7 @@ def test_a_run_without_a_report_gets_one_from_the_model_and_the_images(world, tm
     torch.manual_seed(0)
     das3.save_segmenter(load_segmenter("das3:small", num_classes=3, model_args={"width": 8}), incoming)
     given = [f"--model={incoming}", f"--images={world / 'images'}", f"--out={out}", "--stages=selftrain", "--quiet"]
-    steps = ["--selftrain.steps=2", "--selftrain.color_transforms=false", "--selftrain.upscale=false", "--device=cpu"]
+    steps = ["--selftrain.steps=2", "--selftrain.color-transforms=false", "--selftrain.upscale=false", "--device=cpu"]
     assert main(["adapt", *given, *steps, "--report=false"]) == 0
     assert "report.html" not in capsys.readouterr().out
     assert not (out / "work/report").exists()

@@ -19,7 +19,7 @@ def choose(segmenter, folder, monkeypatch, consistency, count=6):
     """The choice where the model is as consistent as said at each weight of the target's statistics."""
     told = iter(consistency)
 
-    def measured(segmenter, batches):
+    def measured(segmenter, batches, rgb):
         agreement = next(told)
         return Signals(0.1, 0.5, 1.0, {}, dict.fromkeys(COLOR_VIEWS, agreement), [1.0])
 

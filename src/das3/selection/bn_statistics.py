@@ -75,7 +75,7 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
     consistency = {}
     for weight in TARGET_WEIGHTS:
         _set_blend(layers, source, target, weight)
-        consistency[weight] = measure_signals(context.segmenter, batches).color_consistency
+        consistency[weight] = measure_signals(context.segmenter, batches, context.rgb).color_consistency
     best = max(TARGET_WEIGHTS, key=lambda weight: consistency[weight])
     if consistency[best] < consistency[0.0] + MIN_CONSISTENCY_GAIN:
         best = 0.0

@@ -126,6 +126,7 @@ def measure_candidates(
     states: Sequence[State],
     batches: Sequence[Tensor],
     class_names: Sequence[str],
+    rgb: Sequence[int] | None = None,
 ) -> list[Candidate]:
     """Load one candidate's weights after the other and measure its signals.
 
@@ -134,11 +135,12 @@ def measure_candidates(
         states: the candidates, untrained ones first.
         batches: of images, see `das3.selection.bn_statistics.sample_batches`.
         class_names: of the model.
+        rgb: see `das3.selection.signals.view_predictions`.
     """
     views, plain = [], []
     for state in states:
         segmenter.load_state_dict(state.load())
-        found = view_predictions(segmenter, batches)
+        found = view_predictions(segmenter, batches, rgb)
         views.append(signals_of(found))
         plain.append(torch.cat([_square(probs) for probs in found["plain"]]))
     anchor = _anchor([state.kind for state in states])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from das3.norms import batch_norms
 
-__all__ = ["Statistics", "carry_statistics", "copied_statistics"]
+__all__ = ["Statistics", "carry_statistics", "copied_statistics", "put_statistics"]
 
 _EPS = 1e-8
 
@@ -26,6 +26,16 @@ def copied_statistics(module: nn.Module) -> list[Statistics]:
     """A copy of the running statistics of every batch-norm layer, in the network's order."""
     norms = batch_norms(module)
     return [Statistics(n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
+
+
+@torch.no_grad()
+def put_statistics(module: nn.Module, statistics: Sequence[Statistics]) -> None:
+    """Put a network on other running statistics, one for each of its batch-norm layers."""
+    for norm, wanted in zip(batch_norms(module), statistics, strict=True):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(wanted.mean)
+        norm.running_var.copy_(wanted.var)
 
 
 @torch.no_grad()

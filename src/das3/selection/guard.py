@@ -17,7 +17,7 @@ from das3.files import write_atomically
 from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import StatisticsChoice, choose_bn_statistics, sample_batches
 from das3.selection.candidates import Kind, State, Verdict, choose, measure_candidates
-from das3.selection.carried_statistics import carry_statistics
+from das3.selection.carried_statistics import carry_statistics, put_statistics
 from das3.stages.context import StageContext
 
 __all__ = ["Guard", "GuardMode", "StageStopped"]
@@ -123,7 +123,9 @@ class Guard:
     def verdict(self) -> Verdict:
         """Choose among the candidates and give the model the chosen weights."""
         states = self._candidates()
-        candidates = measure_candidates(self.segmenter, states, self.batches, self.segmenter.class_names)
+        candidates = measure_candidates(
+            self.segmenter, states, self.batches, self.segmenter.class_names, self.context.rgb
+        )
         verdict = choose(candidates)
         chosen = next(state for state in states if state.name == verdict.chosen)
         self.segmenter.load_state_dict(chosen.load())
@@ -163,6 +165,8 @@ class Guard:
     def _untrained_shares(self) -> Tensor:
         if self._shares is None:
             with self._weights(self.untrained()):
+                if self.keeps_statistics and self.statistics is not None:  # stages train on the target's all the same
+                    put_statistics(self.segmenter, self.statistics.target)
                 self._shares = self._class_shares()
         return self._shares
 

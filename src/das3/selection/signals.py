@@ -175,13 +175,29 @@ class Signals:
         return sum(self.consistent_miou[view] for view in COLOR_VIEWS) / len(COLOR_VIEWS)
 
 
+def _seen(view: str, images: Tensor, rgb: Sequence[int] | None) -> Tensor:
+    """Images as in a view; of those with other bands than red, green and blue only these three change colour."""
+    if view == "plain":
+        return images
+    if view not in COLOR_VIEWS or images.shape[1] == 3:
+        return VIEWS[view](images)
+    if rgb is None:
+        return VIEWS[view](images) if view in ("darker", "lighter") else images
+    changed = images.clone()
+    changed[:, list(rgb)] = VIEWS[view](images[:, list(rgb)])
+    return changed
+
+
 @torch.no_grad()
-def view_predictions(segmenter: nn.Module, batches: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+def view_predictions(
+    segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None = None
+) -> dict[str, list[Tensor]]:
     """Probabilities of images and of their `VIEWS`, each turned back onto the image.
 
     Args:
         segmenter: B×3×H×W images in [0, 1] → logits B×C×h×w; run in evaluation mode, each layer's own mode restored.
         batches: of images, each of one size.
+        rgb: the bands that are red, green and blue, where there are others as well.
 
     Returns:
         View, "plain" first → for each batch B×C×h×w float32 on the CPU, of `GRID` pixels on the longer side at most.
@@ -191,7 +207,7 @@ def view_predictions(segmenter: nn.Module, batches: Sequence[Tensor]) -> dict[st
         for images in batches:
             size = _grid(images.shape[-2:])
             for name, kept in found.items():
-                logits = segmenter(VIEWS[name](images) if name != "plain" else images).float()
+                logits = segmenter(_seen(name, images, rgb)).float()
                 probs = F.interpolate(
                     logits.softmax(dim=1), size=size, mode="bilinear", antialias=size < logits.shape[-2:]
                 )
@@ -205,13 +221,13 @@ def _grid(size: Sequence[int]) -> tuple[int, int]:
     return max(1, round(height * share)), max(1, round(width * share))
 
 
-def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor]) -> Signals:
+def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None = None) -> Signals:
     """All signals of one model alone; some 30 images are enough.
 
     Args:
-        segmenter, batches: see `view_predictions`.
+        segmenter, batches, rgb: see `view_predictions`.
     """
-    return signals_of(view_predictions(segmenter, batches))
+    return signals_of(view_predictions(segmenter, batches, rgb))
 
 
 def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
