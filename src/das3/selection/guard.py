@@ -30,7 +30,7 @@ BLENDS = (0.25, 0.5, 0.75)
 """Shares of the final weights in the blends with the incoming ones that are candidates too (WiSE-FT)."""
 SNAPSHOTS = 2
 """Weights within a stage that are candidates too."""
-MAX_COLLAPSE_SHIFT = 0.5
+MAX_COLLAPSE_SHIFT = 0.7
 """A stage has collapsed if this share of the pixels went to other classes, in total variation."""
 
 

@@ -259,7 +259,8 @@ class _Progression:
             snapshots=self.guard.snapshots,
         )
         stage.finish(context)
-        self.guard.check(self.segmenter.state_dict())
+        if stage.options.steps:
+            self.guard.check(self.segmenter.state_dict())
         self._add_row(name, clock.seconds(), stage.input_transform)
         if is_first_process():
             save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
