@@ -198,6 +198,7 @@ class _Progression:
         self.display.say(f"{name:<12} stopped and taken back: {reason}")
 
     def _add_candidates(self, number: int) -> None:
+        wait_for_all()  # until process 0 has written them
         name = self.phases[number].name
         snapshots = sorted(
             self.run.checkpoints.glob(f"{number}-{name}-step*.pt"), key=lambda p: int(p.stem.split("step")[1])
