@@ -37,6 +37,8 @@ LEFT_OUT = HAVE_TESTS_OF_THEIR_OWN | {"rounds"}
 
 def other_value(kind, name, value):
     bounds = bounds_of(kind, name)
+    if name == "bn_mode":  # a stage on its own takes "auto" for "batch"
+        return "frozen" if value == "auto" else None
     if "choices" in bounds:
         return next((choice for choice in bounds["choices"] if choice != value), None)
     if name in OTHER:
