@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,13 @@ from das3.distributed import gather_batch, process_count, sum_over_processes
 
 __all__ = [
     "BatchNormMode",
+    "NormStatistics",
     "batch_norms",
     "held_running_statistics",
     "needs_reestimation",
     "reestimate",
     "restored_running_statistics",
+    "running_statistics",
     "set_norm_mode",
     "training_norms",
 ]
@@ -64,6 +66,18 @@ def needs_reestimation(mode: BatchNormMode, earlier: Sequence[BatchNormMode]) ->
 def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
     """Batch-norm layers that keep running statistics."""
     return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
+
+
+class NormStatistics(NamedTuple):
+    """Mean and variance of each channel of what enters a norm layer: C values each."""
+
+    mean: Tensor
+    var: Tensor
+
+
+def running_statistics(module: nn.Module) -> list[NormStatistics]:
+    """Copies of the running statistics of all batch-norm layers, in the order of `batch_norms`."""
+    return [NormStatistics(n.running_mean.clone(), n.running_var.clone()) for n in batch_norms(module)]  # type: ignore[union-attr]
 
 
 def set_norm_mode(module: nn.Module, mode: BatchNormMode) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import worlds
-from das3.baselines.bn_statistics import _BatchMoments, recorded_batch_statistics, running_statistics
-from das3.norms import batch_norms, reestimate
+from das3.baselines.bn_statistics import _BatchMoments, recorded_batch_statistics
+from das3.norms import batch_norms, reestimate, running_statistics
 
 
 def draw(seed, mean=0.0, scale=1.0):

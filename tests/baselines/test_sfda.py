@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import reference
-from das3.baselines.bn_statistics import recorded_batch_statistics, running_statistics
+from das3.baselines.bn_statistics import recorded_batch_statistics
 from das3.baselines.sfda import attention_kl, attentions, dual_attention, easy_and_hard, statistics_loss
 from das3.baselines.sfda_networks import Generator, PatchDiscriminator, reverse
 from das3.errors import ModelError
-from das3.norms import batch_norms
+from das3.norms import batch_norms, running_statistics
 from das3.registry import find_stage
 from reference import close, pixels
 from worlds import network, pointwise_network, stage_context

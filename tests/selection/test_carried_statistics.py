@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from das3.selection.carried_statistics import carry_statistics, copied_statistics
+from das3.norms import running_statistics
+from das3.selection.carried_statistics import carry_statistics
 
 
 def network() -> nn.Sequential:
@@ -25,16 +26,16 @@ def test_statistics_of_the_source_follow_weights_that_scale_and_shift() -> None:
     source, target = torch.rand(8, 3, 6, 6), 0.3 * torch.rand(8, 3, 6, 6)
     net = network()
     put(net, target)
-    before = copied_statistics(net)
+    before = running_statistics(net)
     put(net, source)
-    chosen = copied_statistics(net)
+    chosen = running_statistics(net)
     net[0].weight.mul_(1.7)
     net[0].bias.mul_(1.7).add_(0.4)
     put(net, source)
-    expected = copied_statistics(net)[0]
+    expected = running_statistics(net)[0]
     put(net, target)
     carry_statistics(net, chosen, before)
-    found = copied_statistics(net)[0]
+    found = running_statistics(net)[0]
     torch.testing.assert_close(found.var, expected.var)
     # Means move by what the target's do; the source's, which lie elsewhere, move a little otherwise.
     moved = chosen[0].mean + 0.7 * before[0].mean + 0.4
@@ -45,7 +46,7 @@ def test_statistics_of_the_source_follow_weights_that_scale_and_shift() -> None:
 def test_untrained_weights_run_on_what_was_chosen() -> None:
     net = network()
     put(net, 0.3 * torch.rand(8, 3, 6, 6))
-    before = copied_statistics(net)
+    before = running_statistics(net)
     chosen = [s._replace(mean=s.mean + 1, var=2 * s.var) for s in before]
     carry_statistics(net, chosen, before)
-    torch.testing.assert_close(copied_statistics(net)[0], chosen[0])
+    torch.testing.assert_close(running_statistics(net)[0], chosen[0])

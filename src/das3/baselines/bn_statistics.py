@@ -8,39 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from das3.distributed import average_over_processes, process_count
-from das3.norms import batch_norms
+from das3.norms import NormStatistics, batch_norms
 
-__all__ = ["BatchNormStatistics", "recorded_batch_statistics", "running_statistics"]
-
-
-class BatchNormStatistics(NamedTuple):
-    """Mean and variance of each channel of what enters a norm layer: D values each, float32 at least."""
-
-    mean: Tensor
-    var: Tensor
-
-
-def running_statistics(network: nn.Module) -> list[BatchNormStatistics]:
-    """Copies of the running statistics of all batch-norm layers, in the order of `das3.norms.batch_norms`."""
-    layers = batch_norms(network)
-    return [BatchNormStatistics(n.running_mean.clone(), n.running_var.clone()) for n in layers]  # type: ignore[union-attr]
+__all__ = ["recorded_batch_statistics"]
 
 
 @contextmanager
-def recorded_batch_statistics(network: nn.Module) -> Iterator[dict[int, BatchNormStatistics]]:
+def recorded_batch_statistics(network: nn.Module) -> Iterator[dict[int, NormStatistics]]:
     """Measure what enters each batch-norm layer when the network is called within; gradients pass through.
 
     Yields:
-        Number of the layer, as in `running_statistics`, → moments over batch and places; a layer that is not called
-        is not in it. Of one that is called repeatedly, the last call counts.
+        Number of the layer, as in `das3.norms.running_statistics`, → moments over batch and places; a layer that is
+        not called is not in it. Of one that is called repeatedly, the last call counts.
     """
-    found: dict[int, BatchNormStatistics] = {}
+    found: dict[int, NormStatistics] = {}
 
     def watch(number: int, layer: nn.Module) -> Any:
         def measure(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -56,12 +43,12 @@ def recorded_batch_statistics(network: nn.Module) -> Iterator[dict[int, BatchNor
             hook.remove()
 
 
-def _over_processes(mean: Tensor, var: Tensor) -> BatchNormStatistics:
+def _over_processes(mean: Tensor, var: Tensor) -> NormStatistics:
     """Moments of the whole batch from those of the processes' equal parts of it."""
     if process_count() == 1:
-        return BatchNormStatistics(mean, var)
+        return NormStatistics(mean, var)
     whole = average_over_processes(mean)
-    return BatchNormStatistics(whole, average_over_processes(var + (mean - whole) ** 2))
+    return NormStatistics(whole, average_over_processes(var + (mean - whole) ** 2))
 
 
 class _BatchMoments(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from das3.baselines.bn_statistics import BatchNormStatistics, recorded_batch_statistics, running_statistics
+from das3.baselines.bn_statistics import recorded_batch_statistics
 from das3.baselines.features import features_and_logits, to_grid
 from das3.baselines.maxsquare import max_square_loss
 from das3.baselines.sfda_networks import Generator, PatchDiscriminator, reverse
@@ -19,7 +19,14 @@ from das3.distributed import average_over_processes, from_first_process, gather_
 from das3.ema import frozen_copy
 from das3.errors import ModelError
 from das3.losses import entropy_of_probs
-from das3.norms import BatchNormMode, batch_norms, held_running_statistics, set_norm_mode
+from das3.norms import (
+    BatchNormMode,
+    NormStatistics,
+    batch_norms,
+    held_running_statistics,
+    running_statistics,
+    set_norm_mode,
+)
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage
 from das3.stages.context import StageContext
@@ -51,12 +58,12 @@ class SfdaOptions(StageOptions):
     patches: int = option(3, low=1)
 
 
-def statistics_loss(now: Mapping[int, BatchNormStatistics], then: Sequence[BatchNormStatistics]) -> Tensor:
+def statistics_loss(now: Mapping[int, NormStatistics], then: Sequence[NormStatistics]) -> Tensor:
     """L_BNS = Σ_l ‖μ_l − μ̄_l‖² + ‖σ²_l − σ̄²_l‖² between what enters each batch norm and its running statistics.
 
     Args:
         now: from `das3.baselines.bn_statistics.recorded_batch_statistics`.
-        then: from `das3.baselines.bn_statistics.running_statistics`.
+        then: from `das3.norms.running_statistics`.
     """
     layers = [((m.mean - then[i].mean) ** 2).sum() + ((m.var - then[i].var) ** 2).sum() for i, m in now.items()]
     return torch.stack(layers).sum()

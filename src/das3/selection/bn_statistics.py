@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from das3.norms import batch_norms
-from das3.selection.carried_statistics import Statistics, copied_statistics
+from das3.norms import NormStatistics, batch_norms, running_statistics
 from das3.selection.signals import measure_signals
 from das3.stages.context import StageContext
 
@@ -40,8 +39,8 @@ class StatisticsChoice:
     target_weight: float
     reason: str
     consistency: dict[float, float] = field(default_factory=dict)
-    source: Sequence[Statistics] = field(default=(), repr=False)
-    target: Sequence[Statistics] = field(default=(), repr=False)
+    source: Sequence[NormStatistics] = field(default=(), repr=False)
+    target: Sequence[NormStatistics] = field(default=(), repr=False)
 
 
 def sample_batches(context: StageContext, images: int = MAX_IMAGES_FOR_SIGNALS) -> list[Tensor]:
@@ -69,9 +68,9 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
         return StatisticsChoice(0.0, "the network's batch-norm layers came frozen")
     if len(context.images) < MIN_IMAGES_FOR_STATISTICS:
         return StatisticsChoice(0.0, f"{len(context.images)} images are too few to estimate statistics on")
-    source = copied_statistics(context.segmenter)
+    source = running_statistics(context.segmenter)
     context.reestimate_bn()
-    target = copied_statistics(context.segmenter)
+    target = running_statistics(context.segmenter)
     consistency = {}
     for weight in TARGET_WEIGHTS:
         _set_blend(layers, source, target, weight)
@@ -99,8 +98,8 @@ def _came_frozen(segmenter: nn.Module, layers: Sequence[nn.Module]) -> bool:
 
 def _set_blend(
     layers: Sequence[nn.Module],
-    source: Sequence[Statistics],
-    target: Sequence[Statistics],
+    source: Sequence[NormStatistics],
+    target: Sequence[NormStatistics],
     weight: float,
 ) -> None:
     for layer, (mean, var), (new_mean, new_var) in zip(layers, source, target, strict=True):

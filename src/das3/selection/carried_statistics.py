@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from das3.norms import batch_norms
+from das3.norms import NormStatistics, batch_norms
 
-__all__ = ["Statistics", "carry_statistics", "copied_statistics", "put_statistics"]
+__all__ = ["carry_statistics", "put_statistics"]
 
 _EPS = 1e-8
 
 
-class Statistics(NamedTuple):
-    """Running mean and variance of one batch-norm layer, a value per channel."""
-
-    mean: Tensor
-    var: Tensor
-
-
-def copied_statistics(module: nn.Module) -> list[Statistics]:
-    """A copy of the running statistics of every batch-norm layer, in the network's order."""
-    norms = batch_norms(module)
-    return [Statistics(n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
-
-
 @torch.no_grad()
-def put_statistics(module: nn.Module, statistics: Sequence[Statistics]) -> None:
+def put_statistics(module: nn.Module, statistics: Sequence[NormStatistics]) -> None:
     """Put a network on other running statistics, one for each of its batch-norm layers."""
     for norm, wanted in zip(batch_norms(module), statistics, strict=True):
         assert norm.running_mean is not None
@@ -39,7 +25,7 @@ def put_statistics(module: nn.Module, statistics: Sequence[Statistics]) -> None:
 
 
 @torch.no_grad()
-def carry_statistics(module: nn.Module, chosen: Sequence[Statistics], before: Sequence[Statistics]) -> None:
+def carry_statistics(module: nn.Module, chosen: Sequence[NormStatistics], before: Sequence[NormStatistics]) -> None:
     """Put a network that was trained on the target's statistics back on those chosen, moved as far as its weights did.
 
     mean ← chosen mean + (target's mean now − target's mean before), var ← chosen var · target's var now / before.
