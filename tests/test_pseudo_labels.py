@@ -38,6 +38,14 @@ def test_thresholds_equal_reference(probs, top_fraction):
     np.testing.assert_array_equal(ours, expected)
 
 
+@pytest.mark.parametrize("classes", [255, 256, 257, 300])
+def test_thresholds_of_more_classes_than_a_byte_counts(classes):
+    rng = np.random.default_rng(classes)
+    confidence, prediction = torch.from_numpy(rng.random(2000)), torch.from_numpy(rng.integers(0, classes, 2000))
+    ours = class_thresholds(confidence, prediction, top_fraction=0.3, num_classes=classes)
+    np.testing.assert_array_equal(ours, reference.thresholds(confidence.tolist(), prediction.tolist(), 0.3, classes))
+
+
 @given(predictions(), top_fractions)
 def test_no_class_of_an_image_loses_all_its_labels(probs, top_fraction):
     labels = positive_labels(probs, top_fraction=top_fraction)

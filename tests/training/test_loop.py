@@ -23,6 +23,17 @@ class Supervised(Stage[StageOptions]):
         return {"cross_entropy": positive_loss(segmenter(batch["image"]), batch["labels"])}
 
 
+class Counting(Stage[StageOptions]):
+    """Two losses, of which one is there at every second step only."""
+
+    name = "counting"
+
+    def loss(self, segmenter, batch):
+        self.step = getattr(self, "step", 0) + 1
+        losses = {"always": segmenter(batch["image"]).mean() * 0 + self.step}
+        return losses | ({"even": losses["always"] * 10} if self.step % 2 == 0 else {})
+
+
 class Diverging(Supervised):
     def loss(self, segmenter, batch):
         return {"diverging": segmenter(batch["image"]).sum() * float("nan")}
@@ -48,6 +59,17 @@ def fit(segmenter, options, stage_options, stage=Supervised, **kwargs):
     fabric = make_fabric("cpu", "32")
     train(fabric, segmenter, stage(stage_options), samples(), options, seed=(0, 0), **kwargs)
     return segmenter.state_dict()
+
+
+def test_a_record_is_of_the_steps_since_the_last(monkeypatch):
+    now = iter(range(0, 10_000, 4))  # every look at the clock is four seconds after the one before
+    monkeypatch.setattr("das3.training.loop.time.perf_counter", lambda: float(next(now)))
+    records = []
+    options = LoopOptions(batch_size=2, accumulate=2, log_every=2)
+    fit(tiny(), options, StageOptions(steps=4), Counting, report=records.append)
+    assert [r.losses["always"] for r in records] == [2.5, 6.5]
+    assert [r.losses["even"] for r in records] == [30.0, 70.0]
+    assert [r.images_per_second for r in records] == [2.0, 2.0]
 
 
 def test_it_learns():
