@@ -10,7 +10,7 @@ demo: .venv/core
 
 # The tests also need the libraries whose models das3 adapts.
 test: .venv/dev
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff check src tests benchmarks

@@ -12,6 +12,13 @@ from reference import B, C, H, W
 settings.register_profile("das3", deadline=None)
 settings.load_profile("das3")
 
+LONGEST = ("test_processes.py", "test_resume.py", "test_grid.py", "test_options_matter.py", "test_hub.py")
+"""Files that take minutes: begun first, so that no process is left with one of them alone at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="module")
 def one_thread():

@@ -77,6 +77,7 @@ def assert_goes_on(grid, folder, monkeypatch):
     assert [row["miou"] for row in found[2:]] == [row["miou"] for row in rows[3:6]]
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, monkeypatch):
     log, children = begun / "0/das3/metrics.jsonl", grid_module.multiprocessing.active_children
 

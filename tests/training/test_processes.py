@@ -182,7 +182,8 @@ def test_without_process_0_the_others_end(world, tmp_path):
 
 
 @needs_proc
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_process_that_is_gone_ends_the_run(world, tmp_path, how):
     process = start(world, tmp_path / "run", "--quiet", options=LONG)
     wait_for_lines(process, tmp_path / "run", 2)
@@ -274,6 +275,7 @@ def check_under_torchrun(world, tmp_path, stages):
     assert len(folders) == 1
 
 
+@pytest.mark.slow
 def test_torchrun_ends_with_the_weights_of_one_process(world, tmp_path):
     check_under_torchrun(world, tmp_path, ["bn", "tent", "cbst", "mean-teacher"])
 
