@@ -54,7 +54,7 @@ GRID = 128
 """Predictions are kept at this longer side at most: all candidates' predictions of all images are held at once."""
 
 
-def neighbourhood_density(probs: Tensor, *, temperature: float = 0.05, most: int = 4000) -> float:
+def neighbourhood_density(probs: Tensor, *, temperature: float = 0.05, most: int = 1000) -> float:
     """Soft neighbourhood density: mean entropy of the similarities of each pixel's prediction to all others'.
 
     It is large where predictions form dense groups, and grows no further where groups that should be apart merge.
@@ -62,7 +62,7 @@ def neighbourhood_density(probs: Tensor, *, temperature: float = 0.05, most: int
     Args:
         probs: N×C probabilities, a row per pixel, N ≥ 3.
         temperature: > 0, of the softmax over similarities.
-        most: rows that are compared; of more, evenly spread ones.
+        most: rows that are compared, in time and memory of its square; of more, evenly spread ones.
 
     Returns:
         In [0, log(N − 1)], in nats.
