@@ -6,7 +6,7 @@ The command line, the YAML file, the Python call and the docs are all made from 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from importlib.resources import files
@@ -222,11 +222,12 @@ def _field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
-def add_recipe_options(parser: ArgumentParser) -> None:
-    """The recipe's options, then each stage's under the stage's name."""
+def add_recipe_options(parser: ArgumentParser, stages: Collection[str] | None = None) -> None:
+    """The recipe's options, then those of all stages, or of some, under the stage's name."""
     add_options(parser, Recipe, skip={"options"})
     for name, stage in stage_types().items():
-        add_options(parser, stage.Options, name)
+        if stages is None or name in stages:
+            add_options(parser, stage.Options, name)
 
 
 def from_namespace(kind: type[T], parsed: Namespace) -> T:
@@ -239,6 +240,8 @@ def recipe_of(parsed: Namespace) -> Recipe:
     values = {f.name: _frozen(parsed[f.name]) for f in fields(Recipe) if f.name != "options"}
     options = {}
     for name, stage in stage_types().items():
+        if _key(name) not in parsed:
+            continue
         given = {key: _frozen(value) for key, value in parsed[_key(name)].as_dict().items()}
         try:
             chosen = stage.Options(**given)
@@ -264,17 +267,19 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         RecipeError: if a name is unknown or out of date, or a value does not fit.
     """
     refuse_old_names(values, where, Recipe)
+    given = {name: value for name, value in values.items() if name != "format"}
+    stages = frozenset(name for name in stage_types() if name in given or _key(name) in given)
     try:
-        return recipe_of(_recipe_parser().parse_object({k: v for k, v in values.items() if k != "format"}))
+        return recipe_of(_recipe_parser(stages).parse_object(given))
     except ArgumentError as error:
         raise RecipeError(f"{where}: {plain_message(error)}") from error
 
 
 @cache
-def _recipe_parser() -> ArgumentParser:
-    """Building it takes a fraction of a second, so it is built once."""
+def _recipe_parser(stages: frozenset[str]) -> ArgumentParser:
+    """For recipes that set options of these stages alone: one for all takes half a second to build and to parse by."""
     parser = ArgumentParser(exit_on_error=False)
-    add_recipe_options(parser)
+    add_recipe_options(parser, stages)
     return parser
 
 
