@@ -6,8 +6,10 @@ The command line, the YAML file, the Python call and the docs are all made from 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,8 +31,10 @@ __all__ = [
     "Recipe",
     "RunOptions",
     "add_options",
+    "describe_options",
     "from_namespace",
     "load_recipe",
+    "options_from",
     "recipe_from",
     "recipe_names",
     "recipe_path",
@@ -220,6 +224,39 @@ def _field_docs(kind: type) -> dict[str, str]:
         for entry in docstring_parser.parse(base.__doc__ or "").params:
             docs[entry.arg_name] = " ".join((entry.description or "").split())
     return docs
+
+
+def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of a dataclass of options from plain values, checked as those of the command line are.
+
+    Raises:
+        RecipeError: if a name is unknown, or a value does not fit.
+    """
+    _refuse_unknown(values, [f.name for f in fields(kind)])  # type: ignore[arg-type]
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser, kind)
+    try:
+        return from_namespace(kind, parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise RecipeError(plain_message(error)) from error
+
+
+def _refuse_unknown(values: Iterable[str], known: Collection[str]) -> None:
+    for name in values:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            raise RecipeError(f"no option {name!r}; {hint}")
+
+
+def describe_options(kind: type, indent: str = "", skip: Collection[str] = ()) -> str:
+    """A line per field of a dataclass of options: name, default, and what its docstring says."""
+    docs, lines = _field_docs(kind), []
+    for f in (f for f in fields(kind) if f.name not in skip):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        text = f"{f.name} ({default!r}): {docs[f.name]}"
+        lines.append(textwrap.fill(text, 116, initial_indent=indent, subsequent_indent=f"{indent}    "))
+    return "\n".join(lines)
 
 
 def add_recipe_options(parser: ArgumentParser) -> None:
