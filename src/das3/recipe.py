@@ -34,6 +34,7 @@ __all__ = [
     "describe_options",
     "from_namespace",
     "load_recipe",
+    "option_rows",
     "options_from",
     "recipe_from",
     "recipe_names",
@@ -215,7 +216,8 @@ def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Coll
         if f.name not in skip:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             option = f"--{dot}{f.name.replace('_', '-')}"
-            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name])
+            text = helps[f.name].replace("%", "%%")  # argparse fills in what follows a single one
+            parser.add_argument(option, type=hints[f.name], default=default, help=text)
 
 
 def _field_docs(kind: type) -> dict[str, str]:
@@ -249,14 +251,21 @@ def _refuse_unknown(values: Iterable[str], known: Collection[str]) -> None:
             raise RecipeError(f"no option {name!r}; {hint}")
 
 
-def describe_options(kind: type, indent: str = "", skip: Collection[str] = ()) -> str:
-    """A line per field of a dataclass of options: name, default, and what its docstring says."""
-    docs, lines = _field_docs(kind), []
-    for f in (f for f in fields(kind) if f.name not in skip):
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        text = f"{f.name} ({default!r}): {docs[f.name]}"
-        lines.append(textwrap.fill(text, 116, initial_indent=indent, subsequent_indent=f"{indent}    "))
-    return "\n".join(lines)
+def option_rows(kind: type, skip: Collection[str] = ("options",)) -> list[tuple[str, str, str]]:
+    """Name, default and explanation of each field of a dataclass of options."""
+    docs, rows = _field_docs(kind), []
+    for f in fields(kind):
+        if f.name not in skip:
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            rows.append((f.name, repr(default), docs[f.name]))
+    return rows
+
+
+def describe_options(kind: type, indent: str = "", skip: Collection[str] = ("options",)) -> str:
+    """`option_rows` as text, wrapped."""
+    lines = (f"{name} ({default}): {text}" for name, default, text in option_rows(kind, skip))
+    wrapped = (textwrap.fill(x, 116, initial_indent=indent, subsequent_indent=f"{indent}    ") for x in lines)
+    return "\n".join(wrapped)
 
 
 def add_recipe_options(parser: ArgumentParser) -> None:
