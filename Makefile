@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs dist clean
 
 # The demo needs only the core.
 demo: .venv/core
@@ -16,6 +16,16 @@ check: .venv/dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+# The docs site, into build/site; nothing is fetched once the tools are there.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mkdocs build --quiet
+
+# What is uploaded to PyPI, checked as PyPI does.
+dist: .venv/dev
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	$(BIN)/twine check --strict dist/*
 
 # uv picks a torch and a torchvision that fit each other.
 .venv/uv:
@@ -31,5 +41,9 @@ check: .venv/dev
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]'
 	touch $@
 
+.venv/docs: .venv/core
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build dist

@@ -1,26 +1,35 @@
-"""`adapt`, the main entry point."""
+"""What Python code calls: `adapt`, `predict` and `evaluate`, on any model and any images."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from das3.data.class_table import ClassTable
 from das3.data.labels import Labelled
-from das3.data.open import open_images
+from das3.data.open import open_images, open_labelled
 from das3.errors import RecipeError
+from das3.evaluation.evaluate import Evaluation
+from das3.evaluation.evaluate import evaluate as measure
+from das3.evaluation.predictions import Predictions
 from das3.models.image_reading import fit_images
 from das3.models.trust import refuse_code
-from das3.recipe import Recipe, load_recipe, recipe_from
+from das3.recipe import ImageOptions, ModelOptions, Recipe, describe_options, load_recipe, options_from, recipe_from
+from das3.registry import find_stage
+from das3.segmenter import Segmenter
 from das3.training.launch import Result, check_classes, launch_run, open_evaluation, open_model
+from das3.training.loop import make_fabric
 from das3.training.phases import phases_of
 from das3.training.processes import is_started_by_das3
+from das3.training.supervised import train_source
 
-__all__ = ["Result", "adapt"]
+__all__ = ["Predictions", "Result", "adapt", "evaluate", "predict", "train_source"]
 
 
 def adapt(
@@ -42,7 +51,7 @@ def adapt(
 
     Args:
         model: a network, or what `--model` takes; the network is copied, not changed.
-        images: folder, list file, paths or dataset object of target images.
+        images: folder, list file, paths, arrays, dataset object or DataLoader of target images.
         out: run folder; a temporary one when None.
         recipe: a `Recipe`, a mapping of its fields, a YAML file or the name of a recipe that comes with das3.
         evaluation: labelled images to measure mIoU on after each stage; they are used for nothing else.
@@ -52,7 +61,8 @@ def adapt(
         measure_every: with `evaluation`, also measure about every this many steps, into metrics.jsonl.
         measure_candidates: with `evaluation`, also measure every candidate that the guard had, for benchmarks.
         trust: run the code that a model folder, a hub repository or a recipe file names for its network.
-        **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`; they override `recipe`.
+        **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`, which override `recipe`;
+            `help(das3.adapt)` lists all of them.
 
     Returns:
         The adapted model and the results of the run.
@@ -86,6 +96,118 @@ def adapt(
     )
 
 
+@dataclass(frozen=True)
+class OpenOptions(ImageOptions, ModelOptions):
+    """How a model is opened, and how the images are read for it."""
+
+
+def predict(
+    model: str | Path | nn.Module,
+    images: Any,
+    *,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    tile: int | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    trust: bool = False,
+    **options: Any,
+) -> Predictions:
+    """Label images with a model.
+
+    Args:
+        model: a network or `Segmenter`, or what `--model` takes, e.g. a run folder; nothing of it is changed.
+        images: folder, list file, paths, arrays, dataset object or DataLoader.
+        flip: average with the prediction of the mirrored image.
+        scales: average over these scales of the image.
+        tile: predict in overlapping tiles of this side in pixels; large images are tiled by themselves.
+        device: "auto", "cpu", "cuda" or "mps". None leaves a network where it is; what is opened here goes to a GPU if
+            there is one.
+        precision: "auto" (bf16 on a GPU that has it, else 32), "32", "bf16" or "16".
+        trust: as of `adapt`.
+        **options: how to open the model and read the images, as of `adapt`: `weights`, `mean`, `std`, `bands`, ….
+
+    Returns:
+        A sequence of H×W uint8 arrays of class ids at the images' own sizes, predicted when they are asked for.
+
+    Raises:
+        ModelError, DataError, RecipeError: if the model, the images or an option can't be used.
+    """
+    segmenter, given = _opened(model, options, trust=trust)
+    fitted = fit_images(open_images(images), segmenter, given)
+    autocast = _placed(segmenter, model, device, precision)
+    return Predictions(segmenter, fitted, autocast, flip=flip, scales=scales, tile=tile)
+
+
+def evaluate(
+    model: str | Path | nn.Module,
+    images: Any,
+    labels: str | Path | None = None,
+    *,
+    classes: ClassTable | str | Path | None = None,
+    class_map: str | Mapping[int, int] | None = None,
+    boundary: bool = False,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    tile: int | None = None,
+    device: str | None = None,
+    precision: str = "32",
+    trust: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Measure a model on labelled images.
+
+    Args:
+        model: as of `predict`.
+        images: likewise, or a published data set, or what `das3.open_labelled` returns.
+        labels: folder of their labels, with the same file names; None for a published data set.
+        classes: class table of the labels, a JSON or YAML file; one beside the labels is found.
+        class_map: mapping, or `FILE.json[:key]`, from the labels' ids to the model's classes.
+        boundary: also measure the boundary IoU.
+        flip: as of `predict`, as are scales, tile and device.
+        scales: as above.
+        tile: as above.
+        device: as above.
+        precision: "32", as every run measures its models, or "auto", "bf16" or "16".
+        trust: as of `adapt`.
+        **options: as of `predict`.
+
+    Returns:
+        mIoU, IoU per class in [0, 1], and the confusion matrix.
+
+    Raises:
+        ModelError, DataError, RecipeError: if the model, the images, their labels or an option can't be used.
+    """
+    segmenter, given = _opened(model, options, trust=trust)
+    labelled = images
+    if not isinstance(labelled, Labelled):
+        labelled = open_labelled(images, labels, classes, class_map=class_map, num_classes=segmenter.num_classes)
+    fitted = fit_images(labelled.images, segmenter, given)
+    labelled = check_classes(labelled.read_as(fitted), segmenter)
+    with _placed(segmenter, model, device, precision)():
+        return measure(segmenter, labelled, flip=flip, scales=scales, tile=tile, boundary=boundary)
+
+
+def _opened(model: str | Path | nn.Module, options: Mapping[str, Any], *, trust: bool) -> tuple[Segmenter, OpenOptions]:
+    """A segmenter of its own; of a `Segmenter` the weights are shared, since das3 changes nothing of them here."""
+    given = options_from(OpenOptions, options)
+    if isinstance(model, Segmenter):
+        return copy.copy(open_model(given, model, trust=trust)), given
+    return open_model(given, copy.deepcopy(model) if isinstance(model, nn.Module) else model, trust=trust), given
+
+
+def _placed(
+    segmenter: Segmenter, model: str | Path | nn.Module, device: str | None, precision: str
+) -> Callable[[], AbstractContextManager[Any]]:
+    """Move the segmenter to the device that was asked for; returns the maker of the context that it runs in."""
+    stays = device is None and isinstance(model, nn.Module)
+    here = next(segmenter.parameters()).device
+    fabric = make_fabric(here.type if stays else device or "auto", precision)
+    if not stays:
+        segmenter.to(fabric.device)
+    return fabric.autocast  # type: ignore[no-any-return]
+
+
 def _settle(
     recipe: Recipe | str | Path | Mapping[str, Any] | None,
     options: Mapping[str, Any],
@@ -113,3 +235,22 @@ def _required(value: str | None, option: str) -> str:
     if value is None:
         raise RecipeError(f"no {option} given; name them with --{option}")
     return value
+
+
+def _options_in_words() -> str:
+    """Every option of `adapt`, for `help(das3.adapt)`: the recipe's fields, then those of the stages it runs."""
+    indent = " " * 8
+    parts = [
+        "    Options (with their defaults):",
+        describe_options(Recipe, indent, skip=("model", "images", "out", "options")),
+    ]
+    for stage in Recipe().stages:
+        parts += [
+            "",
+            f"    Options of the stage {stage}, as {stage}={{…}}:",
+            describe_options(find_stage(stage).Options, indent),
+        ]
+    return "\n".join([*parts, "", "    `das3 adapt --help-stage NAME` lists those of other stages.", "    "])
+
+
+adapt.__doc__ = f"{adapt.__doc__}\n{_options_in_words()}"

@@ -6,8 +6,10 @@ The command line, the YAML file, the Python call and the docs are all made from 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Collection, Mapping
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -29,8 +31,11 @@ __all__ = [
     "Recipe",
     "RunOptions",
     "add_options",
+    "describe_options",
     "from_namespace",
     "load_recipe",
+    "option_rows",
+    "options_from",
     "recipe_from",
     "recipe_names",
     "recipe_path",
@@ -211,7 +216,8 @@ def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Coll
         if f.name not in skip:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             option = f"--{dot}{f.name.replace('_', '-')}"
-            parser.add_argument(option, type=hints[f.name], default=default, help=helps[f.name])
+            text = helps[f.name].replace("%", "%%")  # argparse fills in what follows a single one
+            parser.add_argument(option, type=hints[f.name], default=default, help=text)
 
 
 def _field_docs(kind: type) -> dict[str, str]:
@@ -220,6 +226,46 @@ def _field_docs(kind: type) -> dict[str, str]:
         for entry in docstring_parser.parse(base.__doc__ or "").params:
             docs[entry.arg_name] = " ".join((entry.description or "").split())
     return docs
+
+
+def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of a dataclass of options from plain values, checked as those of the command line are.
+
+    Raises:
+        RecipeError: if a name is unknown, or a value does not fit.
+    """
+    _refuse_unknown(values, [f.name for f in fields(kind)])  # type: ignore[arg-type]
+    parser = ArgumentParser(exit_on_error=False)
+    add_options(parser, kind)
+    try:
+        return from_namespace(kind, parser.parse_object(dict(values)))
+    except ArgumentError as error:
+        raise RecipeError(plain_message(error)) from error
+
+
+def _refuse_unknown(values: Iterable[str], known: Collection[str]) -> None:
+    for name in values:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+            raise RecipeError(f"no option {name!r}; {hint}")
+
+
+def option_rows(kind: type, skip: Collection[str] = ("options",)) -> list[tuple[str, str, str]]:
+    """Name, default and explanation of each field of a dataclass of options."""
+    docs, rows = _field_docs(kind), []
+    for f in fields(kind):
+        if f.name not in skip:
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
+            rows.append((f.name, repr(default), docs[f.name]))
+    return rows
+
+
+def describe_options(kind: type, indent: str = "", skip: Collection[str] = ("options",)) -> str:
+    """`option_rows` as text, wrapped."""
+    lines = (f"{name} ({default}): {text}" for name, default, text in option_rows(kind, skip))
+    wrapped = (textwrap.fill(x, 116, initial_indent=indent, subsequent_indent=f"{indent}    ") for x in lines)
+    return "\n".join(wrapped)
 
 
 def add_recipe_options(parser: ArgumentParser, stages: Collection[str] | None = None) -> None:

@@ -146,3 +146,15 @@ def test_a_reader_that_leaves_gives_no_traceback(buffering, monkeypatch):
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait() in (0, 1)  # argparse itself ignores that --help has no reader
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_explanations_are_such_as_python_s_argparse_accepts(command):
+    """From Python 3.14 on it fills them in when they are declared, so a single % stops the command."""
+    parser, _ = command_parser(command)
+    for action in parser._actions:
+        assert "%" not in ((action.help or "") % {**vars(action), "prog": parser.prog}).replace(" %", ""), action.dest
+
+
+def test_a_percent_sign_is_shown_as_one(capsys):
+    assert "0.5 % of the image" in " ".join(printed(capsys, "evaluate", "--help").split())

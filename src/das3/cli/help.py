@@ -137,7 +137,7 @@ def _entry(action: argparse.Action) -> str:
     """Option, value and explanation, with the default where there is one worth knowing."""
     options = [o for o in action.option_strings if not o.endswith("+")]
     head = "  " + " ".join(filter(None, (", ".join(options), _metavar(action))))
-    text = (action.help or "").strip().removesuffix(".")
+    text = (action.help or "").replace("%%", "%").strip().removesuffix(".")
     if (default := _default(action)) is not None:
         text = f"{text} (default: {default})"
     body = _wrapped(text, _COLUMN)

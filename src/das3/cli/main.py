@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except Das3Error as error:
         if not error.is_told:  # of several processes one says so
-            print(f"das3: error: {error}", file=sys.stderr)
+            print(f"das3: error: {error.in_one_line()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

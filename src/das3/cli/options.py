@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from das3.cli.help import Parser
 from das3.errors import RecipeError
 from das3.models.trust import refuse_code
-from das3.recipe import ImageOptions, ModelOptions, Recipe, add_recipe_options, load_recipe, recipe_from
+from das3.recipe import ImageOptions, ModelOptions, RunOptions, add_recipe_options, load_recipe, recipe_from
 
 __all__ = [
     "InferenceArguments",
@@ -24,6 +24,8 @@ __all__ = [
     "refuse_unnamed_code",
     "require",
 ]
+
+AnyRecipe = TypeVar("AnyRecipe", bound=RunOptions)
 
 _FLAGS = {
     "resume": "continue the run in --out where it stopped",
@@ -120,7 +122,7 @@ def refuse_unnamed_code(given: Namespace, arguments: Sequence[str]) -> None:
         refuse_code(given.get("model"), where, trust="--trust" in arguments)
 
 
-def require(recipe: Recipe, *names: str) -> Recipe:
+def require(recipe: AnyRecipe, *names: str) -> AnyRecipe:
     """The recipe, if these fields have a value.
 
     Raises:

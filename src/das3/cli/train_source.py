@@ -5,7 +5,7 @@ from __future__ import annotations
 from jsonargparse import Namespace
 
 from das3.cli.help import Parser
-from das3.cli.options import add_flags, arrange_training
+from das3.cli.options import add_flags, arrange_training, require
 from das3.distributed import is_first_process
 from das3.recipe import add_options, from_namespace
 from das3.training.supervised import SourceRecipe, train_source
@@ -34,9 +34,8 @@ def add(parser: Parser) -> None:
 
 def run(given: Namespace) -> None:
     """Train, and print where the model is."""
-    result = train_source(
-        from_namespace(SourceRecipe, given), resume=given.resume, quiet=given.quiet, trust=given.trust
-    )
+    recipe = require(from_namespace(SourceRecipe, given), "images", "out")
+    result = train_source(recipe, resume=given.resume, quiet=given.quiet, trust=given.trust)
     if is_first_process():
         print(f"model:   {result.folder / 'model'}")
         print(f"summary: {result.folder / 'summary.json'}")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from das3.data.class_table import ClassTable, load_class_map
 from das3.data.images import SUFFIXES, DatasetImages, ImageFiles, Images, find_files
@@ -28,24 +30,39 @@ def open_images(source: Any) -> Images:
             sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
             lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
             and `__getitem__` whose items are images (PIL, or H×W×B or B×H×W integers or floats in [0, 1], B = 3 for
-            RGB), alone, first in a tuple, or under "image" or "pixel_values".
+            RGB), alone, first in a tuple, or under "image" or "pixel_values"; a PyTorch `DataLoader` stands for its
+            dataset, since das3 makes its own batches.
 
     Raises:
         DataError: if there are no images.
     """
     if isinstance(source, Images):
         return source
+    if isinstance(source, DataLoader):
+        return _of_loader(source)
     if isinstance(source, str) and is_spec(source):
         return spec_images(source)
     if isinstance(source, str | Path):
         return _open_path(Path(source))
     if isinstance(source, Sequence) and source and all(isinstance(p, str | Path) for p in source):
         return _listed([Path(p) for p in source])
+    if isinstance(source, Image.Image) or getattr(source, "ndim", None) in (2, 3):
+        raise DataError("one image is given in place of several; put it into a list: images=[image]")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         if not len(source):
             raise DataError("there are no images: the dataset or list is empty")
         return DatasetImages(source)
     raise DataError(f"can't take images from {type(source).__name__}; give a folder, a .txt list, paths or a dataset")
+
+
+def _of_loader(loader: DataLoader[Any]) -> Images:
+    """Images of what a loader loads from: its batches, shuffling and workers are not das3's."""
+    if not hasattr(loader.dataset, "__len__") or not hasattr(loader.dataset, "__getitem__"):
+        raise DataError(
+            "can't take images from a DataLoader whose dataset is only iterable; give a dataset with __len__ and "
+            "__getitem__, a folder, a .txt list or paths"
+        )
+    return open_images(loader.dataset)
 
 
 def _open_path(path: Path) -> Images:

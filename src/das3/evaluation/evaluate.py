@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,15 +12,19 @@ from das3.data.images import Size
 from das3.data.labels import Labelled
 from das3.distributed import process_count, process_rank
 from das3.errors import ModelError, RecipeError
+from das3.evaluation.frames import data_frame
 from das3.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from das3.evaluation.predict import label_tensor
 from das3.losses import IGNORE_INDEX
 from das3.segmenter import Segmenter
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 __all__ = ["Evaluation", "evaluate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Scores of a model on labelled images.
 
@@ -34,6 +39,25 @@ class Evaluation:
     per_class_iou: dict[str, float]
     confusion: ConfusionMatrix
     boundary: BoundaryIoU | None = None
+
+    @property
+    def table(self) -> DataFrame:
+        """A pandas table with a row per class: IoU in percent, and boundary IoU if it was measured.
+
+        Raises:
+            Das3Error: without pandas.
+        """
+        columns = {"IoU": list(self.per_class_iou.values())}
+        if self.boundary is not None:
+            columns["boundary IoU"] = self.boundary.iou().tolist()
+        rows = [
+            {"class": name} | {column: 100 * scores[c] for column, scores in columns.items()}
+            for c, name in enumerate(self.per_class_iou)
+        ]
+        return data_frame(rows, "class")
+
+    def __repr__(self) -> str:
+        return f"Evaluation(mIoU {100 * self.miou:.1f} % over {len(self.per_class_iou)} classes)"
 
 
 def evaluate(

@@ -77,7 +77,7 @@ class StageContext:
 
     def random_seed(self) -> int:
         """One number for `torch.manual_seed`, another one for every pair (seed, phase)."""
-        return int(np.random.SeedSequence([*self.seed, *_OWN_STREAM]).generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence([*self.seed, *_OWN_STREAM]).generate_state(1, np.uint64)[0]) >> 1
 
     def samples(self, options: StageOptions, maps: Maps | None = None, order: Sequence[int] | None = None) -> Samples:
         """Training samples of the target images, augmented by the options; upscaling applies to labels only."""

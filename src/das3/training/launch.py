@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from das3.data.images import Images
-from das3.data.label_store import LabelStore
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
 from das3.distributed import is_first_process, on_first_process
@@ -21,47 +19,20 @@ from das3.evaluation.metrics import percent
 from das3.models import load_segmenter, save_segmenter
 from das3.models.image_reading import how_read, read_as_fitted
 from das3.recipe import ModelOptions, RunOptions
-from das3.report import Report, RunReporter, write_report
+from das3.report import RunReporter
 from das3.segmenter import Segmenter
 from das3.selection.guard import GuardMode, describe_statistics, in_words
 from das3.training.loop import make_fabric
 from das3.training.phases import Outcome, Phase, run_phases
 from das3.training.processes import processes
 from das3.training.progress import Display
+from das3.training.result import Result
 from das3.training.run_folder import Run
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Result", "check_classes", "launch_run", "open_evaluation", "open_model"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Result of an adaptation.
-
-    Attributes:
-        model: the adapted network, of the same type as the one given, on the CPU and in evaluation mode.
-        segmenter: the same network with its preprocessing and class names: images in [0, 1] to logits.
-        metrics: contents of summary.json: a row per stage with its seconds, and mIoU in percent if labels were given.
-        pseudo_labels: labels of the last self-training stage per image, or None if no stage made any.
-        folder: the run folder.
-    """
-
-    model: nn.Module
-    segmenter: Segmenter
-    metrics: dict[str, Any]
-    pseudo_labels: LabelStore | None
-    folder: Path
-
-    def report(self) -> Report:
-        """The run's report, which a notebook shows inline; made now if the run made none.
-
-        Raises:
-            RecipeError: if the run kept no predictions to make it from (`report: false`).
-        """
-        path = self.folder / "report.html"
-        return Report(path) if path.is_file() else write_report(self.folder)
 
 
 def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None, *, trust: bool = False) -> Segmenter:

@@ -102,7 +102,7 @@ def step_seed(seed: tuple[int, ...], step: int, process: int = 0) -> int:
     # Process 0 has what one process has. The others' numbers can't be those of a step, nor of a sample or of
     # `StageContext.random_seed`, which end in (0 or 1, 0 … 3, n).
     own = [0, 4, process, step] if process else [step]
-    return int(np.random.SeedSequence([*seed, *own]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([*seed, *own]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def train(

@@ -26,7 +26,7 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
-from das3.errors import RecipeError, TrainingError
+from das3.errors import RecipeError, TrainingError, without_page
 
 __all__ = ["is_started_by_das3", "processes", "strategy"]
 
@@ -171,7 +171,7 @@ class _Others:
         lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
         told = [line.removeprefix("das3: error: ") for line in lines if line.startswith("das3: error: ")]
         if told:
-            return told[-1]
+            return without_page(told[-1])
         if status < 0:
             return f"process {rank} of {self.count} was ended by {signal.Signals(-status).name}; go on with --resume"
         last = lines[-1].strip() if lines else "it said nothing"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
 from das3.losses import positive_loss
 from das3.models.image_reading import fit_images
-from das3.recipe import RunOptions
+from das3.recipe import RunOptions, options_from
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
@@ -123,17 +124,34 @@ def train_supervised(
     return launch_run(segmenter, labelled.images, [phase], recipe, evaluation=evaluation, resume=resume, quiet=quiet)
 
 
-def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False, trust: bool = False) -> Result:
-    """Train a source model on a folder of images and a folder of labels; what `das3 train-source` does.
+def train_source(
+    recipe: SourceRecipe | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    trust: bool = False,
+    **options: Any,
+) -> Result:
+    """Train a source model on labelled images, to have something to adapt; what `das3 train-source` does.
 
-    `resume`, `quiet` and `trust` are those of `das3.adapt`.
+    Args:
+        recipe: all options in one.
+        resume: as of `das3.adapt`.
+        quiet: likewise.
+        trust: likewise.
+        **options: in place of `recipe` or on top of it, fields of `SourceRecipe`: `images`, `labels`, `out`, `steps`, …
+
+    Returns:
+        The trained model and the results of the run.
 
     Raises:
         RecipeError, DataError, ModelError: before training, if something does not fit.
     """
-    for option in ("images", "out"):
-        if getattr(recipe, option) is None:
-            raise RecipeError(f"--{option} is missing; see `das3 train-source --help`")
+    if options:
+        options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+        recipe = options_from(SourceRecipe, {**(recipe.to_dict() if recipe else {}), **options})
+    if recipe is None or recipe.images is None:
+        raise RecipeError("no images given; name them with --images, see `das3 train-source --help`")
     labelled = open_labelled(
         recipe.images, recipe.labels, recipe.classes, class_map=recipe.class_map, num_classes=recipe.num_classes
     )

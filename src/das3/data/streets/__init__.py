@@ -89,8 +89,9 @@ class Streets(Labelled):
         """H×W uint8 class ids, 255 where ignored."""
         return self.scene(i)[1]
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write images/NAME.png, labels/NAME.png and classes.json, as a user's own data would lie."""
+        folder = Path(folder)
         for part in ("images", "labels"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         for i, name in enumerate(self.images.names):

@@ -1,0 +1,1 @@
+"""Comparing methods over seeds on suites of domain shifts."""

@@ -1,0 +1,58 @@
+"""Predictions of a model on images, as Python code wants them: made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from das3.data.images import ImageFiles, Images
+from das3.evaluation.predict import PredictOptions, predict_labels
+from das3.segmenter import Segmenter
+
+__all__ = ["Predictions"]
+
+
+class Predictions(Sequence[NDArray[np.uint8]]):
+    """Labels of images, one H×W uint8 array of class ids per image at the image's own size; 255 where it has no data.
+
+    Nothing is kept: each access predicts, so any number of images needs the memory of one; `list(predictions)` keeps
+    them all.
+
+    Args:
+        segmenter: the model; used as it is at the time of each access.
+        images: read as the model needs them, see `das3.models.image_reading.fit_images`.
+        autocast: makes the context in which the network runs, for mixed precision.
+        **how: see `das3.evaluation.predict.PredictOptions`.
+
+    Attributes:
+        names: of the images, in the same order.
+        class_names: what the ids mean.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        images: Images,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        **how: Unpack[PredictOptions],
+    ) -> None:
+        self.segmenter, self.images, self.autocast, self.how = segmenter, images, autocast, how
+        self.names, self.class_names = list(images.names), segmenter.class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Predict image i; an IndexError ends iteration."""
+        i = range(len(self))[i]
+        # A file is read in strips where it is larger than memory.
+        source = self.images.paths[i] if isinstance(self.images, ImageFiles) else self.images[i]
+        with self.autocast():
+            return predict_labels(self.segmenter, source, **self.how)
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} images, {self.segmenter.num_classes} classes)"

@@ -1,0 +1,1 @@
+"""Training: a run from start to end, its stages, its loop, its folder."""
