@@ -41,7 +41,7 @@ def main() -> int:
         longest = max(longest, outcome.seconds)
         if verdict != "well" or given.show:
             text = outcome.text.strip()
-            print(f"{case.kind}/{case.name}: {verdict} ({outcome.seconds:.1f} s)\n    {text[-700:]}", flush=True)
+            print(f"{case.kind}/{case.name}: {verdict} ({outcome.seconds:.1f} s)\n    {text[-330:]}", flush=True)
     rows = {
         kind: {
             "cases": found.total(),

@@ -1,5 +1,17 @@
 """Errors that das3 raises. Each message says what is wrong, where, and what to do about it."""
 
+from __future__ import annotations
+
+__all__ = ["DataError", "Das3Error", "DivergedError", "ModelError", "RecipeError", "TrainingError", "printable"]
+
+
+def printable(text: str) -> str:
+    """Text in one line that a terminal only shows: file names may hold line breaks, codes that clear the screen, and
+    bytes that are no text.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown.encode("utf-8", "backslashreplace").decode()
+
 
 class Das3Error(Exception):
     """Base of every error that a user can act on; the command line prints it as one line and exits with 2.

@@ -54,7 +54,9 @@ def normalized_entropy(logits: Tensor) -> Tensor:
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
     log_probs = F.log_softmax(logits, dim=1)
-    return -(log_probs.exp() * log_probs).sum(dim=1) / math.log(logits.shape[1])
+    # A class of logit −∞ has p log p = 0, where 0 · −∞ would be NaN.
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(log_probs.exp() * finite).sum(dim=1) / math.log(logits.shape[1])
 
 
 def entropy_of_probs(probs: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
 
     Source: DAS3, L_wdiv; the prior is ours, for images that do not show all classes equally.
     """
-    loss = torch.xlogy(mean, mean).sum()
+    # The gradient of x log x is −∞ at 0, which a class reaches whose probability underflows in every pixel.
+    loss = torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
     if prior is not None:
         loss = loss - (mean * prior.log()).sum()
     return loss / math.log(mean.numel())

@@ -92,7 +92,7 @@ class LoopOptions:
         checkpoint_every: number of steps between two checkpoints.
     """
 
-    batch_size: int = option(8, low=1)
+    batch_size: int = option(8, low=1, high=65536)
     accumulate: int = option(1, low=1, high=100_000)
     optimizer: Literal["adamw", "sgd"] = option("adamw", choices=("adamw", "sgd"))
     weight_decay: float = option(0.01, low=0)
