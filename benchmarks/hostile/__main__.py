@@ -16,6 +16,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 sys.path[0] = str(Path(__file__).parents[1])
 
 from hostile.cases import KINDS, all_cases
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--show", action="store_true", help="print what every case says")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     cases = [case for case in all_cases() if given.only in f"{case.kind}/{case.name}"]
     counts = {kind: Counter() for kind in KINDS}
     longest = 0.0

@@ -16,11 +16,15 @@ from safetensors.torch import load_file, save_file
 from hostile.cases import Case, Place
 from hostile.weights import CHANGES, Exec, header
 
-EVIL = "open('owned', 'w')\ndef build(*args, **kwargs):\n    open('owned', 'w')\nclass Config: pass\nclass Model: pass\n"
+EVIL = (
+    "open('owned', 'w')\ndef build(*args, **kwargs):\n    open('owned', 'w')\nclass Config: pass\nclass Model: pass\n"
+)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
-def folder(change: Callable[[Path], Any], of: str = "model", more: tuple[str, ...] = ()) -> Callable[[Place], list[str]]:
+def folder(
+    change: Callable[[Path], Any], of: str = "model", more: tuple[str, ...] = ()
+) -> Callable[[Place], list[str]]:
     """A copy of a sound folder, changed."""
 
     def make(place: Place) -> list[str]:
@@ -74,27 +78,57 @@ CARDS: dict[str, dict[str, Any]] = {
 
 def own() -> Iterator[Case]:
     for name, data in BROKEN.items():
-        yield Case("folders", f"das3.json: {name}", folder(written("das3.json", data)), words=("m",), quick=name == "deep")
+        yield Case(
+            "folders", f"das3.json: {name}", folder(written("das3.json", data)), words=("m",), quick=name == "deep"
+        )
     for name, values in CARDS.items():
         fine = name in ("kind huggingface", "a download of weights")
         quick = "code" in name or name in ("divisor 0", "two means")
-        yield Case("folders", f"das3.json: {name}", folder(edited("das3.json", **values)), "either" if fine else "told", (), quick=quick)
+        yield Case(
+            "folders",
+            f"das3.json: {name}",
+            folder(edited("das3.json", **values)),
+            "either" if fine else "told",
+            (),
+            quick=quick,
+        )
     for key in ("kind", "model", "model_args", "preprocess", "class_names", "divisor"):
         yield Case("folders", f"das3.json without {key}", folder(without("das3.json", key)), words=("das3.json", key))
     yield Case("folders", "das3.json with more", folder(edited("das3.json", later=[1, 2])), "works")
-    yield Case("folders", "das3.json: a fifo", folder(lambda p: ((p / "das3.json").unlink(), os.mkfifo(p / "das3.json"))), words=("m",))
-    yield Case("folders", "das3.json: trust", folder(edited("das3.json", model="evil:build", trust=True)), words=("evil:build", "--trust"), quick=True)
+    yield Case(
+        "folders",
+        "das3.json: a fifo",
+        folder(lambda p: ((p / "das3.json").unlink(), os.mkfifo(p / "das3.json"))),
+        words=("m",),
+    )
+    yield Case(
+        "folders",
+        "das3.json: trust",
+        folder(edited("das3.json", model="evil:build", trust=True)),
+        words=("evil:build", "--trust"),
+        quick=True,
+    )
     files = {
         "gone": lambda p: (p / "model.safetensors").unlink(), "a fifo": lambda p: ((p / "model.safetensors").unlink(), os.mkfifo(p / "model.safetensors")), "git lfs": written("model.safetensors", LFS), "empty": written("model.safetensors", b""), "a pickle": written("model.safetensors", pickle.dumps(Exec())), "other names": written("model.safetensors", header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))),
         "cut off": lambda p: os.truncate(p / "model.safetensors", 500), "a link to itself": lambda p: ((p / "model.safetensors").unlink(), (p / "model.safetensors").symlink_to("model.safetensors")),
     }  # fmt: skip
     for name, change in files.items():
-        yield Case("folders", f"model.safetensors: {name}", folder(change), words=("model.safetensors",), quick=name in ("a fifo", "a pickle"))
+        yield Case(
+            "folders",
+            f"model.safetensors: {name}",
+            folder(change),
+            words=("model.safetensors",),
+            quick=name in ("a fifo", "a pickle"),
+        )
     yield Case("folders", "an empty folder", _empty, words=("m:",))
     yield Case("folders", "a link to itself", _link, words=("m",))
     yield Case("folders", "a folder in a folder of code", lambda p: p.predict(model="evil.py"), words=("evil.py",))
     for spec in ("owner/name.pt", "./nowhere", "nowhere/model.pt", "nowhere", "", "a:b:c", "das3:", ":small", "torchvision:nope", "smp:nope", "smp:__init__", "no_such_module:build", "json:loads", "os:nope", "a" * 5000, "a\0b", "../" * 500):  # fmt: skip
-        yield Case("folders", f"--model {spec[:20]!a}", lambda p, s=spec: p.predict(model=s) if s else [*p.predict()[:2], "", *p.predict()[3:]])
+        yield Case(
+            "folders",
+            f"--model {spec[:20]!a}",
+            lambda p, s=spec: p.predict(model=s) if s else [*p.predict()[:2], "", *p.predict()[3:]],
+        )
 
 
 def _empty(place: Place) -> list[str]:
@@ -124,15 +158,36 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def hugging() -> Iterator[Case]:
     for name, values in PROCESSORS.items():
         fine = name in ("size unknown", "normalise of text", "size a list", "size nan")
-        yield Case("folders", f"processor: {name}", folder(edited("preprocessor_config.json", **values), "hf"), "either" if fine else "told", ("m",), quick=name in ("two means", "code"))
+        yield Case(
+            "folders",
+            f"processor: {name}",
+            folder(edited("preprocessor_config.json", **values), "hf"),
+            "either" if fine else "told",
+            ("m",),
+            quick=name in ("two means", "code"),
+        )
     fine = ("a url", "code and a known type", "activation", "drop nan", "dropout 7", "type of numbers", "architectures", "an adapter", "labels a list", "labels words", "labels negative", "activation a list", "unknown dtype", "dtype of code", "inner kernels", "labels of two", "negative depths", "epsilon nan")  # fmt: skip
     for name, values in CONFIGS.items():
         expect = "either" if name in fine else "told"
-        yield Case("folders", f"config: {name}", folder(edited("config.json", **values), "hf"), expect, ("m",), quick="code" in name)
+        yield Case(
+            "folders",
+            f"config: {name}",
+            folder(edited("config.json", **values), "hf"),
+            expect,
+            ("m",),
+            quick="code" in name,
+        )
     for file in ("config.json", "preprocessor_config.json", "generation_config.json"):
         for name, data in BROKEN.items():
             expect = "either" if file == "generation_config.json" else "told"
-            yield Case("folders", f"{file}: {name}", folder(written(file, data), "hf"), expect, ("m",), quick=name == "deep" and file == "config.json")
+            yield Case(
+                "folders",
+                f"{file}: {name}",
+                folder(written(file, data), "hf"),
+                expect,
+                ("m",),
+                quick=name == "deep" and file == "config.json",
+            )
     for name in ("complex", "sparse", "int8", "NaN", "another shape", "a word"):
         yield Case("folders", f"pytorch_model.bin: {name}", folder(_as_bin(CHANGES[name]), "hf"), words=("m",))
     yield Case("folders", "pytorch_model.bin: code", folder(_code_bin, "hf"), "either", ("m",), quick=True)
@@ -141,12 +196,26 @@ def hugging() -> Iterator[Case]:
         "without a head": lambda p: _less(p, "decode_head"), "NaN": lambda p: _changed(p, lambda w: w * NAN), "int8": lambda p: _changed(p, lambda w: (w * 9).to(torch.int8)),
     }  # fmt: skip
     for name, change in files.items():
-        yield Case("folders", f"transformers' weights: {name}", folder(change, "hf"), words=("m",), quick=name in ("git lfs", "a fifo"))
+        yield Case(
+            "folders",
+            f"transformers' weights: {name}",
+            folder(change, "hf"),
+            words=("m",),
+            quick=name in ("git lfs", "a fifo"),
+        )
     indices = {"escapes": {"weight_map": {"a": "../../w.safetensors"}}, "missing parts": {"weight_map": {"a": "part1.safetensors"}}, "no map": {}, "a list": [1], "map of numbers": {"weight_map": {"a": 3}}}  # fmt: skip
     for name, content in indices.items():
-        change = lambda p, c=content: ((p / "model.safetensors").unlink(), (p / "model.safetensors.index.json").write_text(json.dumps(c)))  # noqa: E731
+        change = lambda p, c=content: (
+            (p / "model.safetensors").unlink(),
+            (p / "model.safetensors.index.json").write_text(json.dumps(c)),
+        )
         yield Case("folders", f"index: {name}", folder(change, "hf"), words=("m",))
-    yield Case("folders", "transformers: a fifo for the config", folder(lambda p: ((p / "config.json").unlink(), os.mkfifo(p / "config.json")), "hf"), words=("m",))
+    yield Case(
+        "folders",
+        "transformers: a fifo for the config",
+        folder(lambda p: ((p / "config.json").unlink(), os.mkfifo(p / "config.json")), "hf"),
+        words=("m",),
+    )
     yield Case("folders", "transformers: sound", folder(lambda p: None, "hf"), "works")
 
 

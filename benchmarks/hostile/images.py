@@ -170,11 +170,19 @@ def sound() -> Iterator[Case]:
     yield Case("images", "tif of infinity", tiff(lambda: np.full((32, 40), np.inf, "f4")), "works")
     yield Case("images", "tif of 1e38", tiff(lambda: np.float32(1e38) * np.ones((32, 40), "f4")), "works")
     yield Case("images", "tif of one value", tiff(lambda: np.full((32, 40), 7, "u2"), "adapt"), "works")
-    yield Case("images", "tif of nothing but nodata", tiff(lambda: np.full((32, 40), np.nan, "f4"), "adapt"), "either", ("x.tif",))
+    yield Case(
+        "images",
+        "tif of nothing but nodata",
+        tiff(lambda: np.full((32, 40), np.nan, "f4"), "adapt"),
+        "either",
+        ("x.tif",),
+    )
     yield Case("images", "tif of complex numbers", tiff(_grid("complex64", 32, 40)), words=("x.tif", "complex"))
     nodata = [(42113, 2, 0, "not a number!", True)]
     yield Case("images", "tif with nonsense for nodata", tiff(_grid("uint16", 32, 40), extratags=nodata), "works")
-    yield Case("images", "tif with 400 pages", tiff(lambda: np.zeros((400, 8, 8), "u1"), photometric="minisblack"), "works")
+    yield Case(
+        "images", "tif with 400 pages", tiff(lambda: np.zeros((400, 8, 8), "u1"), photometric="minisblack"), "works"
+    )
 
 
 def _as(mode: str) -> Image.Image:
@@ -481,7 +489,12 @@ def skipped() -> Iterator[Case]:
 
     yield Case("images", "skip: predict", lambda p: make(p, "predict"), "works", check=_count(2), quick=True)
     yield Case("images", "skip: adapt", lambda p: make(p, "adapt"), "works", check=summary, quick=True)
-    only = lambda place: [*file("x.png", b"x")(place)[:4], str(_only(place)), *place.predict()[5:], "--on-bad-image=skip"]  # noqa: E731
+    only = lambda place: [
+        *file("x.png", b"x")(place)[:4],
+        str(_only(place)),
+        *place.predict()[5:],
+        "--on-bad-image=skip",
+    ]
     yield Case("images", "skip: nothing is left", only, words=("x.png",))
 
 

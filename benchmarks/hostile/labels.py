@@ -83,10 +83,14 @@ def files() -> Iterator[Case]:
     for name, fill in works.items():
         yield Case("labels", name, label(fill), "works")
     yield Case("labels", "whole floats", label(tif(ids("float32")), "sound1.tif"), "works")
-    yield Case("labels", "jpg", label(lambda p: Image.fromarray(ids() * 100).save(p), "sound1.jpg"), words=("sound1.jpg",))
+    yield Case(
+        "labels", "jpg", label(lambda p: Image.fromarray(ids() * 100).save(p), "sound1.jpg"), words=("sound1.jpg",)
+    )
     yield Case("labels", "all ignored", _all_ignored, words=("labels",), quick=True)
     yield Case("labels", "no folder", lambda p: p.evaluate(labels="nowhere"), words=("nowhere",))
-    yield Case("labels", "a file for a folder", lambda p: p.evaluate(labels=p.base / "labels/sound0.png"), words=("sound0",))
+    yield Case(
+        "labels", "a file for a folder", lambda p: p.evaluate(labels=p.base / "labels/sound0.png"), words=("sound0",)
+    )
     yield Case("labels", "empty folder", lambda p: p.evaluate(labels=_made(p.folder / "none")), words=("none",))
     yield Case("labels", "folder that links to itself", _self_link, "works")
     yield Case("labels", "two for one image", _two_for_one, "either", ("sound1",))
@@ -249,7 +253,13 @@ def maps() -> Iterator[Case]:
         quick = name in ("negative", "huge", "two keys")
         yield Case("labels", f"map: {name}", class_map(text), expect, words, quick=quick)
     keyed = '{"a": {"map": {"0": 0, "1": 1, "2": 2}}}'
-    for spec, expect in (("map.json:a", "works"), ("map.json:b", "told"), ("map.json:a.map.0", "told"), ("map.json:", "told"), ("no.json:a", "told")):
+    for spec, expect in (
+        ("map.json:a", "works"),
+        ("map.json:b", "told"),
+        ("map.json:a.map.0", "told"),
+        ("map.json:", "told"),
+        ("no.json:a", "told"),
+    ):
         yield Case("labels", f"map: {spec}", class_map(keyed, spec), expect, (spec.partition(":")[0],))
     for name, data in {"png": zlib.compress(b"x"), "yaml": b"0: 0\n1: 1\n2: 2\n"}.items():
         yield Case("labels", f"map: {name} in a .json", class_map(data), words=("map.json",))

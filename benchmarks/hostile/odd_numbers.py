@@ -67,7 +67,9 @@ def no_module():
 ALL = ("--stages=align,selftrain,propagate", "--align.steps=2", "--selftrain.steps=2", "--propagate.steps=2")
 
 
-def network(spec: str = "build", how: str = "adapt", more: tuple[str, ...] = (), **args: object) -> Callable[[Place], list[str]]:
+def network(
+    spec: str = "build", how: str = "adapt", more: tuple[str, ...] = (), **args: object
+) -> Callable[[Place], list[str]]:
     def make(place: Place) -> list[str]:
         import json
 
@@ -93,30 +95,85 @@ def logits() -> Iterator[Case]:
         quick = name in ("one class −inf", "NaN")
         yield Case("numbers", f"logits: {name}", network(change=change), expect, quick=quick)
         if expect == "works":
-            yield Case("numbers", f"logits in all stages: {name}", network(change=change, more=(*ALL, "--guard=best", "--report=true")), expect)
-        yield Case("numbers", f"logits to predict with: {name}", network(how="predict", change=change), "either" if name == "detached" else expect, quick=name == "one NaN")
+            yield Case(
+                "numbers",
+                f"logits in all stages: {name}",
+                network(change=change, more=(*ALL, "--guard=best", "--report=true")),
+                expect,
+            )
+        yield Case(
+            "numbers",
+            f"logits to predict with: {name}",
+            network(how="predict", change=change),
+            "either" if name == "detached" else expect,
+            quick=name == "one NaN",
+        )
     for count in (1, 2, 255, 256, 300):
         expect = "told" if count > 255 else "works"
         yield Case("numbers", f"{count} classes", network(classes=count, more=(*ALL, "--guard=best")), expect)
     for frozen, expect in (("body", "either"), ("last", "works"), ("body last", "works")):
         for stage in ("align", "selftrain"):
-            yield Case("numbers", f"frozen: {frozen}, {stage}", network(frozen=frozen, more=(f"--stages={stage}", "--align.steps=1")), "told" if (frozen, stage) == ("body", "align") else expect, quick=(frozen, stage) == ("body", "align"))
-    for spec, expect in (("nothing", "told"), ("constant", "told"), ("one_layer", "either"), ("falls", "told"), ("recurses", "told"), ("no_module", "told"), ("NAN", "told"), ("torch", "told")):
+            yield Case(
+                "numbers",
+                f"frozen: {frozen}, {stage}",
+                network(frozen=frozen, more=(f"--stages={stage}", "--align.steps=1")),
+                "told" if (frozen, stage) == ("body", "align") else expect,
+                quick=(frozen, stage) == ("body", "align"),
+            )
+    for spec, expect in (
+        ("nothing", "told"),
+        ("constant", "told"),
+        ("one_layer", "either"),
+        ("falls", "told"),
+        ("recurses", "told"),
+        ("no_module", "told"),
+        ("NAN", "told"),
+        ("torch", "told"),
+    ):
         for how in ("adapt", "predict"):
-            yield Case("numbers", f"{how} with net:{spec}", network(spec, how), "either" if spec == "falls" and how == "predict" else expect)
-    yield Case("numbers", "one layer, stage 1", network("one_layer", more=("--stages=align", "--align.steps=1")), "told")
+            yield Case(
+                "numbers",
+                f"{how} with net:{spec}",
+                network(spec, how),
+                "either" if spec == "falls" and how == "predict" else expect,
+            )
+    yield Case(
+        "numbers", "one layer, stage 1", network("one_layer", more=("--stages=align", "--align.steps=1")), "told"
+    )
 
 
 def crops() -> Iterator[Case]:
     for crop in ("1,1", "1,2", "2,2", "3,3", "3,4", "4,4", "5,7", "1,64", "33,33"):
-        yield Case("numbers", f"crop {crop}", lambda p, c=crop: p.adapt(more=("--crop", c, *ALL)), "works", quick=crop == "3,3")
-        more = ("--selftrain.pairwise-weight=1", "--selftrain.color=0.5", "--selftrain.blur=1", "--selftrain.scale=0.5,2")
-        yield Case("numbers", f"crop {crop}, every augmentation", lambda p, c=crop, m=more: p.adapt(more=("--crop", c, *m)), "works")
-        yield Case("numbers", f"crop {crop}, a transformer", lambda p, c=crop: p.adapt(model=p.base / "hf", more=("--crop", c)), "works")
+        yield Case(
+            "numbers", f"crop {crop}", lambda p, c=crop: p.adapt(more=("--crop", c, *ALL)), "works", quick=crop == "3,3"
+        )
+        more = (
+            "--selftrain.pairwise-weight=1",
+            "--selftrain.color=0.5",
+            "--selftrain.blur=1",
+            "--selftrain.scale=0.5,2",
+        )
+        yield Case(
+            "numbers",
+            f"crop {crop}, every augmentation",
+            lambda p, c=crop, m=more: p.adapt(more=("--crop", c, *m)),
+            "works",
+        )
+        yield Case(
+            "numbers",
+            f"crop {crop}, a transformer",
+            lambda p, c=crop: p.adapt(model=p.base / "hf", more=("--crop", c)),
+            "works",
+        )
 
 
 def loops() -> Iterator[Case]:
-    told = {"steps=-1": "--selftrain.steps=-1", "batch 0": "--batch-size=0", "ids 0": "--selftrain.top-fraction=0", "weights of 1e300": "--selftrain.positive-weight=1e300"}
+    told = {
+        "steps=-1": "--selftrain.steps=-1",
+        "batch 0": "--batch-size=0",
+        "ids 0": "--selftrain.top-fraction=0",
+        "weights of 1e300": "--selftrain.positive-weight=1e300",
+    }
     for name, option in told.items():
         yield Case("numbers", f"loop: {name}", lambda p, o=option: p.adapt(more=(o,)))
     fine = {
@@ -159,10 +216,24 @@ def _many_sizes(place: Place) -> list[str]:
 
 def inference() -> Iterator[Case]:
     for option in ("--scales=0", "--scales=-1", "--scales=nan", "--scales=inf", "--scales=1e9", "--scales=[]", "--tile=0", "--tile=-5", "--tile=1", "--tile=63", "--tile=1.5", "--size=0", "--size=0,5", "--size=nan", "--num-classes=7", "--mean=nan,0,0", "--std=0,1,1", "--input-max=nan", "--nodata=nan", "--ids=nope", "--ids=cityscapes", "--ids=mask", "--precision=3", "--device=cuda", "--flip=perhaps", "--bands=0"):  # fmt: skip
-        yield Case("numbers", f"predict {option}", lambda p, o=option: p.predict(more=(o,)), quick=option in ("--scales=nan", "--nodata=nan"))
+        yield Case(
+            "numbers",
+            f"predict {option}",
+            lambda p, o=option: p.predict(more=(o,)),
+            quick=option in ("--scales=nan", "--nodata=nan"),
+        )
         if not option.startswith("--ids"):
             yield Case("numbers", f"evaluate {option}", lambda p, o=option: p.evaluate(more=(o,)))
-    for option in ("--scales=1e-9", "--scales=0.01,3", "--tile=64", "--tile=100000", "--size=1", "--flip", "--size=1,1", "--overlays=true"):
+    for option in (
+        "--scales=1e-9",
+        "--scales=0.01,3",
+        "--tile=64",
+        "--tile=100000",
+        "--size=1",
+        "--flip",
+        "--size=1,1",
+        "--overlays=true",
+    ):
         yield Case("numbers", f"predict {option}", lambda p, o=option: p.predict(more=(o,)), "works", check=_labels)
 
 

@@ -106,8 +106,12 @@ def texts() -> Iterator[Case]:
         yield Case("recipes", name, recipe(text), expect, ("r.yaml",), quick=quick)
     yield Case("recipes", "code alone", _code_alone, words=("r.yaml", "--trust"), quick=True)
     for what in ("fifo", "directory", "device", "missing", "link to itself"):
-        yield Case("recipes", f"r.yaml is a {what}", lambda p, w=what: _special(p, w), words=("r.yaml",), quick=what == "fifo")
-    yield Case("recipes", "two keys say where", recipe("a: 1\nseed: 1\n\nseed: 2\n"), words=("r.yaml", "line 4", "seed"))
+        yield Case(
+            "recipes", f"r.yaml is a {what}", lambda p, w=what: _special(p, w), words=("r.yaml",), quick=what == "fifo"
+        )
+    yield Case(
+        "recipes", "two keys say where", recipe("a: 1\nseed: 1\n\nseed: 2\n"), words=("r.yaml", "line 4", "seed")
+    )
 
 
 def _code_alone(place: Place) -> list[str]:

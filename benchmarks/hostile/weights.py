@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from hostile.cases import Case, Place
 
 
-def weights(write: Callable[[Path, dict[str, Tensor]], Any] | bytes, name: str = "w.pt") -> Callable[[Place], list[str]]:
+def weights(
+    write: Callable[[Path, dict[str, Tensor]], Any] | bytes, name: str = "w.pt"
+) -> Callable[[Place], list[str]]:
     """A file made from the sound model's weights, for a network that they would fit."""
 
     def make(place: Place) -> list[str]:
@@ -100,10 +102,14 @@ SAFETENSORS: dict[str, bytes] = {
 def safetensors() -> Iterator[Case]:
     for name, data in SAFETENSORS.items():
         quick = name in ("empty", "a header of 2^63", "a deep header", "offsets that overlap")
-        yield Case("weights", f"safetensors: {name}", weights(data, "w.safetensors"), words=("w.safetensors",), quick=quick)
+        yield Case(
+            "weights", f"safetensors: {name}", weights(data, "w.safetensors"), words=("w.safetensors",), quick=quick
+        )
     for share in (0.1, 0.5, 0.999):
         cut = lambda path, state, s=share: (save_file(state, path), os.truncate(path, int(path.stat().st_size * s)))  # noqa: E731
-        yield Case("weights", f"safetensors: cut off at {share:.1%}", weights(cut, "w.safetensors"), words=("w.safetensors",))
+        yield Case(
+            "weights", f"safetensors: cut off at {share:.1%}", weights(cut, "w.safetensors"), words=("w.safetensors",)
+        )
     yield Case("weights", "safetensors: sound", weights(lambda p, s: save_file(s, p), "w.safetensors"), "works")
     yield Case("weights", "safetensors: sound, called .pt", weights(lambda p, s: save_file(s, p)), "works")
 
@@ -127,9 +133,18 @@ def changed(change: Callable[[Tensor], Any]) -> Callable[[Path, dict[str, Tensor
 
 def state_dicts() -> Iterator[Case]:
     for name, change in CHANGES.items():
-        yield Case("weights", f"a tensor that is {name}", weights(changed(change)), "either" if name == "fp8" else "told", ("w.pt",), quick=name in ("complex", "meta", "sparse"))
+        yield Case(
+            "weights",
+            f"a tensor that is {name}",
+            weights(changed(change)),
+            "either" if name == "fp8" else "told",
+            ("w.pt",),
+            quick=name in ("complex", "meta", "sparse"),
+        )
     for name, change in FINE.items():
-        yield Case("weights", f"weights that are {name}", weights(changed(change)), "either" if name == "huge" else "works")
+        yield Case(
+            "weights", f"weights that are {name}", weights(changed(change)), "either" if name == "huge" else "works"
+        )
     wrapped: dict[str, Callable[[dict], Any]] = {
         "module.": lambda s: {f"module.{k}": v for k, v in s.items()}, "_orig_mod.module.": lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, "nested": lambda s: {"epoch": 3, "state_dict": s},
         "nested twice": lambda s: {"model": {"state_dict": s}}, "ordered": OrderedDict, "with a name space": lambda s: {"state_dict": s, "optimizer": {"lr": 0.1}, "args": None},
@@ -142,7 +157,9 @@ def state_dicts() -> Iterator[Case]:
         "a tuple for a name": lambda s: {("a", 1): s[KEY]}, "a set": lambda s: {1, 2}, "an optimiser": lambda s: {"state": {}, "param_groups": [{"lr": 0.1}]}, "100,000 others": lambda s: {f"k{i}": torch.zeros(1) for i in range(3000)}, "names with newlines": lambda s: {f"{k}\n": v for k, v in s.items()},
     }  # fmt: skip
     for name, wrap in wrong.items():
-        yield Case("weights", f"not a state dict: {name}", weights(lambda p, s, w=wrap: torch.save(w(s), p)), words=("w.pt",))
+        yield Case(
+            "weights", f"not a state dict: {name}", weights(lambda p, s, w=wrap: torch.save(w(s), p)), words=("w.pt",)
+        )
     yield Case("weights", "in itself", weights(_itself), words=("w.pt",), quick=True)
     yield Case("weights", "in itself by a list", weights(_itself_by_a_list), words=("w.pt",))
 
@@ -167,7 +184,9 @@ def pickles() -> Iterator[Case]:
             "torch, old": lambda p, s, e=payload: torch.save({"state_dict": s, "x": e()}, p, **old),
             "pickle": lambda p, s, e=payload: p.write_bytes(pickle.dumps(e())),
             "pickle 0": lambda p, s, e=payload: p.write_bytes(pickle.dumps(e(), 0)),
-            "pickle in a zip": lambda p, s, e=payload: _zip(("x/data.pkl", pickle.dumps(e())), ("x/version", b"3"))(p, s),
+            "pickle in a zip": lambda p, s, e=payload: _zip(("x/data.pkl", pickle.dumps(e())), ("x/version", b"3"))(
+                p, s
+            ),
         }.items():
             expect = "either" if form.startswith("torch") else "told"  # the weights are sound, and the rest is left
             yield Case("weights", f"{name} in a file of {form}", weights(write), expect, ("w.pt",), quick=True)
@@ -190,21 +209,33 @@ def others() -> Iterator[Case]:
         for suffix in ("pt", "pth"):
             yield Case("weights", f"{name} in a .{suffix}", weights(data, f"w.{suffix}"), words=(f"w.{suffix}",))
     yield Case("weights", "a tar that escapes", weights(_tar), words=("w.pt",))
-    yield Case("weights", "a zip that escapes", weights(_zip(("../owned", b"x"), ("x/data.pkl", b"x"))), words=("w.pt",))
+    yield Case(
+        "weights", "a zip that escapes", weights(_zip(("../owned", b"x"), ("x/data.pkl", b"x"))), words=("w.pt",)
+    )
     zeros = _zip(("x/data.pkl", bytes(1 << 28)), ("x/version", b"3\n"), method=zipfile.ZIP_DEFLATED)
     yield Case("weights", "a zip bomb", weights(zeros), words=("w.pt",))
-    huge = _zip(("x/data.pkl", pickle.dumps({})), ("x/data/0", bytes(1 << 28)), ("x/version", b"3\n"), method=zipfile.ZIP_DEFLATED)
+    huge = _zip(
+        ("x/data.pkl", pickle.dumps({})),
+        ("x/data/0", bytes(1 << 28)),
+        ("x/version", b"3\n"),
+        method=zipfile.ZIP_DEFLATED,
+    )
     yield Case("weights", "a zip bomb of a tensor", weights(huge), words=("w.pt",))
     for what in ("fifo", "directory", "device", "broken link", "link to itself", "nothing"):
         makers: dict[str, Callable[[Path], Any]] = {
             "fifo": os.mkfifo, "directory": os.mkdir, "device": lambda p: p.symlink_to("/dev/zero"), "broken link": lambda p: p.symlink_to("nowhere"), "link to itself": lambda p: p.symlink_to(p.name), "nothing": lambda p: None,
         }  # fmt: skip
-        yield Case("weights", f"a {what}", weights(lambda p, s, m=makers[what]: m(p)), words=("w.pt",), quick=what == "fifo")
+        yield Case(
+            "weights", f"a {what}", weights(lambda p, s, m=makers[what]: m(p)), words=("w.pt",), quick=what == "fifo"
+        )
     unreadable = lambda p, s: (p.write_bytes(b"x"), p.chmod(0))  # noqa: E731
     yield Case("weights", "unreadable", weights(unreadable), words=("w.pt", "ermission"), unprivileged=True)
     for share in (0.1, 0.5, 0.99):
         for old in (False, True):
-            cut = lambda p, s, o=old, share=share: (torch.save(s, p, _use_new_zipfile_serialization=not o), os.truncate(p, int(p.stat().st_size * share)))  # noqa: E731
+            cut = lambda p, s, o=old, share=share: (
+                torch.save(s, p, _use_new_zipfile_serialization=not o),
+                os.truncate(p, int(p.stat().st_size * share)),
+            )
             yield Case("weights", f"{'old ' * old}file cut off at {share:.0%}", weights(cut), words=("w.pt",))
 
 

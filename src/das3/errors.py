@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "Das3Error", "DivergedError", "ModelError", "RecipeError", "TrainingError", "printable"]
+__all__ = ["Das3Error", "DataError", "DivergedError", "ModelError", "RecipeError", "TrainingError", "printable"]
 
 
 def printable(text: str) -> str:

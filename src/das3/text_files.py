@@ -105,8 +105,9 @@ def read_yaml(path: str | Path) -> Any:
         DataError: if it can't be read, names a key twice, or aliases in it lead in a circle or stand for too much.
     """
     text = read_text(path, largest=LARGEST_YAML)
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -116,10 +117,12 @@ def read_yaml(path: str | Path) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise DataError(f"{path} is not valid YAML: too many brackets or levels in each other") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # ValueError: a date such as 2001-99-99
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # Also of values: a date such as 2001-99-99, `!!int x`.
         raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _refuse_twice(root: yaml.Node, path: str | Path) -> None:
@@ -185,4 +188,6 @@ def refuse_odd_values(values: object, where: object, name: str = "") -> None:
     elif isinstance(values, float) and not math.isfinite(values):
         raise DataError(f"{where}: {name} is {values}, which is no number that can be worked with; give a finite one")
     elif not isinstance(values, str | int | float | None):
-        raise DataError(f"{where}: {name} is a {type(values).__name__} in YAML, {str(values)[:50]!r}; put text in quotes")
+        raise DataError(
+            f"{where}: {name} is a {type(values).__name__} in YAML, {str(values)[:50]!r}; put text in quotes"
+        )

@@ -60,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _reader_has_left(stopped):
             return 1
         raise
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{str(error.filename)[:300]}: " if error.filename else ""
+        print(
+            f"das3: error: {printable(where + error.strerror)}; check that path, its rights and the disk",
+            file=sys.stderr,
+        )
+        return 2
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
         sys.unraisablehook = hook

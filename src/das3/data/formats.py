@@ -317,7 +317,9 @@ def tiff_parts(path: Path, most: int = 16) -> NDArray[Any]:
             parts = [np.asarray(rows[i]) for i in _spread(len(rows), most)]
             return np.concatenate([part.reshape(-1, 1, bands) for part in parts]).astype(native)
         if page.planarconfig != 1 and bands > 1:
-            raise ValueError("its bands lie apart, and it is too large to be read whole; save it with its bands together")
+            raise ValueError(
+                "its bands lie apart, and it is too large to be read whole; save it with its bands together"
+            )
         parts = []
         for i in _spread(len(page.dataoffsets), most):
             if page.databytecounts[i]:

@@ -490,9 +490,8 @@ class DatasetImages(FittedImages):
         except Das3Error:
             raise
         except Exception as error:  # whatever the user's own object raises
-            raise DataError(
-                f"item {i} of the dataset can't be read ({type(error).__name__}: {_reason(error)}); repair or leave it out"
-            ) from error
+            reason = f"{type(error).__name__}: {_reason(error)}"
+            raise DataError(f"item {i} of the dataset can't be read ({reason}); repair it or leave it out") from error
         if isinstance(item, Mapping):
             item = next((item[key] for key in ("image", "pixel_values", "img") if key in item), None)
         elif isinstance(item, tuple | list) and item:

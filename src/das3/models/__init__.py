@@ -126,7 +126,10 @@ def _open(
     if saved is not None:  # written by das3 for a network that only its owner can build
         weights = saved / "model.safetensors"
     found = read_weights(weights) if weights is not None else None
-    folder = None if isinstance(model, nn.Module) else _model_folder(Path(model))
+    try:
+        folder = None if isinstance(model, nn.Module) else _model_folder(Path(model))
+    except OSError as error:  # a name that is too long, links in a circle
+        raise ModelError(f"{str(model)[:200]}: can't be opened ({error.strerror}); --model takes {_FORMS}") from None
     if args and (folder is not None or isinstance(model, nn.Module)):
         raise ModelError(
             "--model-args are for a function that builds a network; this one is built already, leave them out"

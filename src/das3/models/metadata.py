@@ -135,7 +135,6 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
         ) from None
 
 
-
 def _check(values: Mapping[str, Any]) -> None:
     """Refuse values that das3 never writes.
 

@@ -22,7 +22,16 @@ from das3.errors import Das3Error, ModelError
 from das3.segmenter.mask_classification import mask_heads, mask_queries, semantic_logits
 from das3.segmenter.windows import in_windows
 
-__all__ = ["LARGEST_SIDE", "Origin", "Preprocess", "Segmenter", "evaluating", "find_classifier", "find_sides", "main_logits"]
+__all__ = [
+    "LARGEST_SIDE",
+    "Origin",
+    "Preprocess",
+    "Segmenter",
+    "evaluating",
+    "find_classifier",
+    "find_sides",
+    "main_logits",
+]
 
 LARGEST_SIDE = 65536
 """Pixels of the longest side that images are resized to, or cut out with."""
@@ -509,7 +518,7 @@ class Segmenter(nn.Module):
         return values[..., :height, :width]
 
     def _least_side(self) -> int:
-        """Smallest side, up to 32 pixels, that the network can be run on: strides and poolings may leave nothing of less.
+        """Smallest side, up to 32 pixels, that the network can be run on: its strides may leave nothing of less.
 
         Found by trying, when the first image comes that is smaller than 32 pixels.
         """
@@ -517,7 +526,9 @@ class Segmenter(nn.Module):
             like = next(self.model.parameters())
             for side in (1, 2, 4, 8, 16, _SMALL):
                 self._least = side
-                example = like.new_zeros((1, self.in_channels, side + -side % self.divisor, side + -side % self.divisor))
+                example = like.new_zeros(
+                    (1, self.in_channels, side + -side % self.divisor, side + -side % self.divisor)
+                )
                 with contextlib.suppress(Exception), evaluating(self.model), torch.no_grad():
                     if main_logits(self.model(example), self.output_key).numel():
                         break
