@@ -82,7 +82,7 @@ def own() -> Iterator[Case]:
             "folders", f"das3.json: {name}", folder(written("das3.json", data)), words=("m",), quick=name == "deep"
         )
     for name, values in CARDS.items():
-        fine = name in ("kind huggingface", "a download of weights")
+        fine = name in ("kind huggingface", "a download of weights", "key unknown", "other bands")
         quick = "code" in name or name in ("divisor 0", "two means")
         yield Case(
             "folders",

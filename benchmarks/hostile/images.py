@@ -433,8 +433,10 @@ def _fifo_list(place: Place) -> list[str]:
 
 def large() -> Iterator[Case]:
     """Larger than they look."""
-    hundred = file("x.png", lambda: png_of(10_000, 10_000))
-    yield Case("images", "100 megapixels", lambda p: [*hundred(p), "--size=64"], "works", check=_has("x"))
+    hundred = file("x.png", lambda: png_of(10_000, 10_000), "adapt")
+    yield Case("images", "100 megapixels", lambda p: [*hundred(p), "--size=64"], "works")
+    forty = file("x.png", lambda: png_of(6_300, 6_300))
+    yield Case("images", "40 megapixels", lambda p: [*forty(p), "--size=64"], "works", check=_has("x"))
     yield Case("images", "900 megapixels", file("x.png", lambda: png_of(30_000, 30_000, depth=1)), words=("x.png",))
     for how in ("predict", "adapt"):
         bomb = file("x.png", lambda: png_of(40_000, 40_000, rows=1), how)

@@ -75,13 +75,14 @@ def files() -> Iterator[Case]:
         expect = "either" if name in ("four bands", "three pages") else "told"
         yield Case("labels", f"tif: {name}", label(tif(values), "sound1.tif"), expect, ("sound1.tif",))
     works = {
-        "16 bit": array(ids("uint16")), "32 bit": array(ids("int32")), "1 bit": lambda p: Image.fromarray(ids() > 0).save(p),
+        "16 bit": array(ids("uint16")), "1 bit": lambda p: Image.fromarray(ids() > 0).save(p),
         "palette": lambda p: _palette(ids()).save(p), "grey as RGB": array(np.dstack([ids()] * 3)),
         "with alpha": lambda p: Image.fromarray(np.dstack([ids(), ids() + 200]), "LA").save(p),
         "all ignored in one of two": array(np.full((H, W), 255, "u1")),
     }  # fmt: skip
     for name, fill in works.items():
         yield Case("labels", name, label(fill), "works")
+    yield Case("labels", "32 bit", label(tif(ids("int32")), "sound1.tif"), "works")
     yield Case("labels", "whole floats", label(tif(ids("float32")), "sound1.tif"), "works")
     yield Case(
         "labels", "jpg", label(lambda p: Image.fromarray(ids() * 100).save(p), "sound1.jpg"), words=("sound1.jpg",)
@@ -199,7 +200,7 @@ YAML_TABLES = {
 
 def tables() -> Iterator[Case]:
     for name, (text, expect) in TABLES.items():
-        words = () if name in ("two classes", "four classes") else ("classes.json",)
+        words = () if name in ("two classes", "four classes", "negative id") else ("classes.json",)
         yield Case("labels", f"table: {name}", table(text), expect, words, quick=name == "two keys")
     for name, (text, expect) in YAML_TABLES.items():
         made = table(text, "classes.yaml")

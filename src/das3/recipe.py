@@ -270,10 +270,21 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         RecipeError: if a name is unknown or out of date, or a value does not fit.
     """
     refuse_old_names(values, where, Recipe)
+    values = {name: value for name, value in values.items() if value is not None or name not in _stage_keys()}
+    for name in _stage_keys() & values.keys():
+        if not isinstance(values[name], Mapping):
+            raise RecipeError(
+                f"{where}: {name} is {str(values[name])[:50]!r}, but holds options of a stage; write {name}: {{lr: 0.001}}"
+            )
     try:
         return recipe_of(_recipe_parser().parse_object({k: v for k, v in values.items() if k != "format"}))
     except ArgumentError as error:
         raise RecipeError(f"{where}: {plain_message(error)}") from error
+
+
+@cache
+def _stage_keys() -> frozenset[str]:
+    return frozenset(map(_key, stage_types()))
 
 
 @cache

@@ -116,7 +116,8 @@ def decode_label(path: Path) -> NDArray[Any]:
     elif mode == "PA":
         pixels = pixels[..., 0]
     elif pixels.dtype.kind == "f":
-        fractions, pixels = pixels, np.nan_to_num(pixels, nan=-1).astype(np.int64)
+        with np.errstate(invalid="ignore"):  # of infinity, which is no whole number either
+            fractions, pixels = pixels, np.nan_to_num(pixels, nan=-1).astype(np.int64)
         if (fractions != pixels).any():
             raise DataError(f"label {path} holds fractions; give integer class ids")
     return pixels

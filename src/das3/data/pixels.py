@@ -5,6 +5,7 @@ Images are handed on as H×W×B arrays, uint8 from 0 to 255 or float32 from 0 to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,12 @@ class Pixels:
             raise ValueError(f"no images have {self.channels!r} bands of type {self.dtype!r}")
         if not all(len(end) in (1, self.channels) and np.isfinite(end).all() for end in ends):
             raise ValueError(f"low, high and fill must be one number each, or one per band, got {ends}")
+        if not all(0 <= value <= 1 for value in self.fill):
+            raise ValueError(f"fill must be from 0 to 1, got {self.fill}")
+        if self.bands is not None and not all(isinstance(band, int | str) for band in (*self.bands, 0)):
+            raise ValueError(f"bands must be numbers or names, got {self.bands}")
+        if self.nodata is not None and not (isinstance(self.nodata, int | float) and math.isfinite(self.nodata)):
+            raise ValueError(f"nodata must be a finite number, got {self.nodata!r}")
         if not np.less(self.low, self.high).all():
             raise ValueError(f"high must be above low, got {self.low} and {self.high}")
 

@@ -95,8 +95,8 @@ class Preprocess:
             )
         if self.channels not in ("rgb", "bgr", "grey", "bands"):
             raise ModelError(f"channels must be rgb, bgr, grey or bands, got {self.channels!r}")
-        if self.rgb is not None and not all(0 <= band < count for band in self.rgb):
-            raise ModelError(f"the RGB bands must be among the {count} that the network takes, got {self.rgb}")
+        if self.rgb is not None and not (len(self.rgb) == 3 and all(0 <= band < count for band in self.rgb)):
+            raise ModelError(f"the RGB bands must be three of the {count} that the network takes, got {self.rgb}")
         if not (0 < self.input_max < math.inf):
             raise ModelError(f"input_max must be positive (1 or 255), got {self.input_max}")
         # Squares of larger numbers would not fit into float32.
