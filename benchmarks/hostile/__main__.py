@@ -20,8 +20,8 @@ import torch
 
 sys.path[0] = str(Path(__file__).parents[1])
 
-from hostile.cases import KINDS, all_cases
-from hostile.run import MEMORY, SECONDS, run_cases
+from hostile.cases import KINDS, all_cases  # noqa: E402
+from hostile.run import MEMORY, SECONDS, run_cases  # noqa: E402
 
 OUT = Path(__file__).parents[1] / "results" / "hostile.json"
 
@@ -29,13 +29,13 @@ OUT = Path(__file__).parents[1] / "results" / "hostile.json"
 def main() -> int:
     """Run, print what did not go well, and write the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose kind/name has this in it")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose kind/name has one of these in it")
     parser.add_argument("--keep", type=Path, help="leave the cases' folders here")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--show", action="store_true", help="print what every case says")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    cases = [case for case in all_cases() if given.only in f"{case.kind}/{case.name}"]
+    cases = [case for case in all_cases() if any(o in f"{case.kind}/{case.name}" for o in given.only)]
     counts = {kind: Counter() for kind in KINDS}
     longest = 0.0
     for outcome in run_cases(cases, seconds=given.seconds, keep=given.keep):
@@ -62,7 +62,7 @@ def main() -> int:
         "longest_seconds": round(longest, 1),
     }
     print(json.dumps(result, indent=1))
-    if not given.only:
+    if given.only == [""]:
         OUT.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if result["well"] == result["cases"] else 1
 

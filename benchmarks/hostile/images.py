@@ -17,7 +17,16 @@ from PIL import Image
 
 from hostile.cases import Case, Place, pixels
 
-FORMATS = {"png": "PNG", "jpg": "JPEG", "tif": "TIFF", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "ppm": "PPM", "jp2": "JPEG2000"}  # fmt: skip
+FORMATS = {
+    "png": "PNG",
+    "jpg": "JPEG",
+    "tif": "TIFF",
+    "bmp": "BMP",
+    "gif": "GIF",
+    "webp": "WEBP",
+    "ppm": "PPM",
+    "jp2": "JPEG2000",
+}
 
 
 def encoded(suffix: str, image: np.ndarray | None = None, **options: Any) -> bytes:
@@ -73,13 +82,13 @@ def png_of(width: int, height: int, *, depth: int = 8, color: int = 0, rows: int
 def cut_off() -> Iterator[Case]:
     for suffix in FORMATS:
         for share in (0.02, 0.3, 0.7):
-            data = lambda s=suffix, share=share: (d := encoded(s))[: int(len(d) * share)]  # noqa: E731
+            data = lambda s=suffix, share=share: (d := encoded(s))[: int(len(d) * share)]
             yield Case("images", f"{suffix} cut off at {share:.0%}", file(f"x.{suffix}", data), words=(f"x.{suffix}",))
         for name, data in (("empty", b""), ("text", b"hello\n" * 50), ("noise", bytes(range(256)) * 8)):
             quick = suffix in ("png", "tif", "jpg")
             yield Case("images", f"{suffix} {name}", file(f"x.{suffix}", data), words=(f"x.{suffix}",), quick=quick)
         for n in range(4):
-            flipped = lambda s=suffix, n=n: _flipped(encoded(s), n)  # noqa: E731
+            flipped = lambda s=suffix, n=n: _flipped(encoded(s), n)
             yield Case("images", f"{suffix} flipped {n}", file(f"x.{suffix}", flipped), "either", (f"x.{suffix}",))
         other = "jpg" if suffix == "png" else "png"
         yield Case("images", f"{suffix} by another name", file(f"x.{other}", lambda s=suffix: encoded(s)), "works")
@@ -99,14 +108,14 @@ SHAPES = ((1, 1), (1, 2), (1, 5), (2, 2), (2, 3), (3, 5), (4, 4), (5, 3), (1, 90
 def small_and_odd() -> Iterator[Case]:
     for shape in SHAPES:
         name = f"{shape[0]}×{shape[1]}"
-        data = lambda shape=shape: encoded("png", pixels(1, shape))  # noqa: E731
-        alone = lambda place, shape=shape: _alone(place, shape)  # noqa: E731
+        data = lambda shape=shape: encoded("png", pixels(1, shape))
+        alone = lambda place, shape=shape: _alone(place, shape)
         yield Case("images", f"predict {name}", file("x.png", data), "works", check=_has("x"), quick=shape == (1, 1))
         yield Case("images", f"adapt {name}", file("x.png", data, "adapt"), "works")
         yield Case("images", f"adapt {name} alone", alone, "works")
     for shape in ((1, 1), (3, 5)):
         yield Case("images", f"all stages {shape[0]}×{shape[1]}", lambda p, s=shape: _all_stages(p, s), "works")
-        hf = lambda place, s=shape: [*_alone(place, s, place.base / "hf"), "--guard=best"]  # noqa: E731
+        hf = lambda place, s=shape: [*_alone(place, s, place.base / "hf"), "--guard=best"]
         yield Case("images", f"transformer {shape[0]}×{shape[1]}", hf, "works")
 
 
@@ -138,9 +147,14 @@ def _grid(dtype: str, *shape: int) -> Callable[[], np.ndarray]:
 
 def sound() -> Iterator[Case]:
     """Odd, but to be read."""
-    rgb = lambda: Image.fromarray(pixels())  # noqa: E731
+    rgb = lambda: Image.fromarray(pixels())
     for mode in ("1", "L", "LA", "P", "RGBA", "I;16"):
-        yield Case("images", f"png of mode {mode}", saved("x.png", lambda m=mode: rgb().convert("L").convert(m) if ";" in m else rgb().convert(m)), "works")  # fmt: skip
+        yield Case(
+            "images",
+            f"png of mode {mode}",
+            saved("x.png", lambda m=mode: rgb().convert("L").convert(m) if ";" in m else rgb().convert(m)),
+            "works",
+        )
     for mode in ("CMYK", "L"):
         yield Case("images", f"jpg of mode {mode}", saved("x.jpg", lambda m=mode: rgb().convert(m)), "works")
     for mode in ("YCbCr", "CMYK", "LAB", "F"):
@@ -299,7 +313,16 @@ def _count(count: int) -> Callable[[Path], None]:
 
 
 def special() -> Iterator[Case]:
-    for what in ("fifo", "socket", "link to a fifo", "/dev/zero", "/dev/null", "broken link", "link to itself", "links in a circle"):  # fmt: skip
+    for what in (
+        "fifo",
+        "socket",
+        "link to a fifo",
+        "/dev/zero",
+        "/dev/null",
+        "broken link",
+        "link to itself",
+        "links in a circle",
+    ):
         for how in ("predict", "adapt"):
             quick = how == "predict"
             yield Case("images", f"{how}: {what}", _special(what, how), words=("x.png",), quick=quick)
@@ -351,10 +374,10 @@ def names() -> Iterator[Case]:
             stages = file(text, lambda: encoded("png"), how)
             made = (lambda p, s=stages: [*s(p), "--report=true"]) if how == "adapt" else stages
             yield Case("images", f"{how}: name with {name}", made, "works", quick=name == "250 letters")
-    two = lambda place: _two(place, "a.png", "a.jpg")  # noqa: E731
+    two = lambda place: _two(place, "a.png", "a.jpg")
     yield Case("images", "two suffixes", two, "works", check=_count(2))
     yield Case("images", "two suffixes, one broken", lambda p: _two(p, "a.png", "a.jpg", b"x"), words=("a.jpg",))
-    broken = lambda text: lambda place: _two(place, "a.png", text, b"x")  # noqa: E731
+    broken = lambda text: lambda place: _two(place, "a.png", text, b"x")
     yield Case("images", "broken and not UTF-8", broken(NAMES["not UTF-8"]), words=("can't read",))
     yield Case("images", "broken with a newline", broken("a\nb.png"), words=("can't read",))
 
@@ -450,9 +473,9 @@ def large() -> Iterator[Case]:
     for magic, name in ((b"P6", "ppm"), (b"P5", "pgm")):
         data = magic + b"\n100000 100000\n255\n" + bytes(100)
         yield Case("images", f"{name} of 10 gigapixels", file(f"x.{name}", data), words=(f"x.{name}",))
-    gif = lambda: encoded("gif")[:6] + b"\xff\xff\xff\xff" + encoded("gif")[10:]  # noqa: E731
+    gif = lambda: encoded("gif")[:6] + b"\xff\xff\xff\xff" + encoded("gif")[10:]
     yield Case("images", "gif of 65,535²", file("x.gif", gif), words=("x.gif",))
-    text = lambda: _with_text(encoded("png"), 64 << 20)  # noqa: E731
+    text = lambda: _with_text(encoded("png"), 64 << 20)
     yield Case("images", "png with a text of 64 MiB", file("x.png", text), "either", ("x.png",))
 
 

@@ -65,9 +65,12 @@ def make_base(root: Path) -> Path:
     torch.manual_seed(0)
     save_segmenter(load_segmenter("das3:small", num_classes=3, model_args={"width": 8}), base / "model")
     config = transformers.SegformerConfig(
-        num_labels=3, depths=[1] * 4, hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 2],
+        num_labels=3,
+        depths=[1] * 4,
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 1, 2, 2],
         decoder_hidden_size=16,
-    )  # fmt: skip
+    )
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(base / "hf")
     transformers.SegformerImageProcessor(do_resize=False).save_pretrained(base / "hf")
     for path in base.rglob("*"):  # also for nobody
@@ -172,7 +175,7 @@ def _wait(child: int, until: float) -> int | None:
 
 
 def _in_child(case: Case, place: Place, said: Path) -> None:
-    """Never returns. Exit statuses of its own: 97 the case can't be set up, 98 a traceback, 99 the network was asked."""
+    """Never returns. Exit statuses of its own: 97 it can't be set up, 98 a traceback, 99 the network was asked."""
     status = 97
     try:
         os.chdir(place.folder)
@@ -180,6 +183,9 @@ def _in_child(case: Case, place: Place, said: Path) -> None:
         os.dup2(sink, 2)
         os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT, 0o666), 1)
         arguments = list(case.make(place))
+        sys.stderr.flush()
+        os.ftruncate(2, 0)  # what setting up said
+        os.lseek(2, 0, os.SEEK_SET)
         asked = _watch_network()
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -187,7 +187,7 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     be it a thin line, do not count, nor do most in an image that is noise all over, where colours tell little.
 
     Args:
-        logits: B×C×H×W, H and W ≥ 2.
+        logits: B×C×H×W; 0 where H or W is 1.
         image: B×K×H×W in [0, 1], what the model was shown; K = 3 for RGB.
         valid: boolean B×H×W, pixels that count, or None for all.
         contrast: > 0; the smaller, the more alike two colours have to be.
@@ -199,6 +199,8 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     loss, gated CRF (Obukhov et al., 2019), whose 1 − p_i · p_j would also make unsure pixels sure.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    if min(logits.shape[-2:]) < 2:  # no pairs
+        return 0 * logits.softmax(dim=1).sum()
     probs = F.avg_pool2d(logits.softmax(dim=1), 2)
     colour = torch.log(F.avg_pool2d(image.to(logits.dtype), 2) + _DARK)
     inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(logits.dtype), 2)

@@ -274,7 +274,7 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     for name in _stage_keys() & values.keys():
         if not isinstance(values[name], Mapping):
             raise RecipeError(
-                f"{where}: {name} is {str(values[name])[:50]!r}, but holds options of a stage; write {name}: {{lr: 0.001}}"
+                f"{where}: {name} is {str(values[name])[:50]!r}, not a stage's options; write {name}: {{lr: 0.001}}"
             )
     try:
         return recipe_of(_recipe_parser().parse_object({k: v for k, v in values.items() if k != "format"}))

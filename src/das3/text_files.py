@@ -9,7 +9,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def describe_special(path: str | Path) -> str | None:
         OSError: if there is nothing there.
     """
     mode = os.stat(path).st_mode
-    kinds = {
+    kinds: dict[str, Callable[[int], bool]] = {
         "a folder": stat.S_ISDIR,
         "a named pipe": stat.S_ISFIFO,
         "a socket": stat.S_ISSOCK,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from das3.data.images import Images
+from das3.data.labels import Labelled
 from das3.errors import DataError
 
-__all__ = ["SkippedImage", "describe_skipped", "sound_images"]
+__all__ = ["SkippedImage", "describe_skipped", "sound_images", "sound_labelled"]
 
 
 @dataclass(frozen=True)

@@ -330,7 +330,7 @@ def tiff_parts(path: Path, most: int = 16) -> NDArray[Any]:
 
 
 def _spread(total: int, most: int) -> list[int]:
-    return np.unique(np.linspace(0, total - 1, most).round().astype(int)).tolist()
+    return [int(i) for i in np.unique(np.linspace(0, total - 1, most).round())]
 
 
 def _dark_is_low(samples: NDArray[Any], form: Form) -> NDArray[Any]:

@@ -397,7 +397,7 @@ class ImageFiles(FittedImages):
         return some
 
     def decode(self, i: int) -> None:
-        """Raise DataError if image i can't be read; of one that is too large to be decoded at once, if its header can't."""
+        """Raise DataError if image i can't be read; of one that is too large to be decoded, if its header can't."""
         form = self.form(i)
         if form.reader == "page" and is_large(form.size, form.pixel_bytes):
             return

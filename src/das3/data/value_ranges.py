@@ -158,7 +158,7 @@ def find_pixels(
         return replace(recorded, bands=bands, nodata=nodata)
     pixels = Pixels(channels, dtype, bands=bands, nodata=nodata)
     values = _sample(source, pixels)
-    low, high = find_range(values, dtype, pixel_range or "auto")
+    low, high = find_range(values, dtype, "auto" if pixel_range is None else pixel_range)
     pixels = replace(pixels, low=low, high=high)
     return replace(pixels, fill=_middle(values, pixels))
 

@@ -76,12 +76,15 @@ def load_segmenter(
     Raises:
         ModelError: if there is no such model, anything given does not fit the network, or its weights are not finite.
     """
+    named = (classifier,) if isinstance(classifier, str) else classifier
+    if named is not None and not (named and all(named)):
+        raise ModelError("--classifier names no layer; leave it out to have it found")
     beside = Path(weights) if weights is not None else None
     network, card = _open(model, dict(model_args or {}), beside, num_classes, trust=trust)
     refuse_not_finite(network, weights or (model if isinstance(model, str | Path) else type(network).__name__))
     preprocess = {"mean": mean, "std": std, "input_max": input_max, "channels": channels, "size": size}
     changes = {
-        "classifier": (classifier,) if isinstance(classifier, str) else classifier,
+        "classifier": named,
         "class_names": class_names,
         "output_key": output_key,
         "align_corners": align_corners,

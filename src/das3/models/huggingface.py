@@ -6,8 +6,8 @@ import contextlib
 import json
 import math
 import sys
-from logging import CRITICAL
 from collections.abc import Iterator, Sequence
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal
 

@@ -204,7 +204,7 @@ def _load(path: Path) -> Any:
         foreign = [name for name in pickled_names(path) if name.split(".")[0] not in ("torch", "collections")]
     split = [name.rpartition(".") for name in foreign]
     try:
-        inert = [type(name, (_Inert,), {"__module__": module}) for module, _, name in split]
+        inert: list[Any] = [type(name, (_Inert,), {"__module__": module}) for module, _, name in split]
         with safe_globals(inert), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sparse tensors, which are refused
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -180,13 +180,18 @@ def main_logits(output: Any, key: str | int | None = None) -> Tensor:
     elif not isinstance(output, Tensor):
         names = [str(key)] if key is not None else ["logits", "out"]
         found = next((getattr(output, n) for n in names if hasattr(output, n)), None)
-    if not isinstance(found, Tensor) or found.ndim != 4 or not found.is_floating_point():
+    if not isinstance(found, Tensor) or found.ndim != 4 or not found.is_floating_point() or _is_empty(found):
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(
             f"the network returned {type(output).__name__} in which no B×C×h×w logits were found (got {what}); "
             "name the entry that holds them with --output-key"
         )
     return found
+
+
+def _is_empty(logits: Tensor) -> bool:
+    """Without values, or not one for each place."""
+    return logits.numel() == 0 or logits.is_meta or logits.layout != torch.strided
 
 
 # Autograd nodes that only reshape or cast a weight on its way into the operation that uses it.
@@ -464,6 +469,11 @@ class Segmenter(nn.Module):
         One sigmoid logit z becomes the two logits (0, z), whose softmax is (1 − σ(z), σ(z)).
         """
         logits = main_logits(self._call(self.preprocess(images)), self.output_key).float()
+        if len(logits) != len(images):
+            raise ModelError(
+                f"the network {type(self.model).__name__} returns logits of {len(logits)} images for a batch of "
+                f"{len(images)}; repair its code"
+            )
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.sigmoid else logits
 
     def _call(self, inputs: Tensor) -> Any:

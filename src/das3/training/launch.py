@@ -82,7 +82,7 @@ def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None
         raise RecipeError("no model given; name one with --model, e.g. a folder saved by Hugging Face, smp or das3")
     segmenter = load_segmenter(
         chosen,
-        weights=Path(recipe.weights) if recipe.weights else None,
+        weights=Path(recipe.weights) if recipe.weights is not None else None,
         classifier=recipe.classifier,
         num_classes=recipe.num_classes,
         class_names=recipe.class_names,
