@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from das3.data.bad_images import SkippedImage, sound_images
 from das3.data.class_table import ClassTable
 from das3.data.labels import Labelled
 from das3.data.open import open_images, open_labelled
@@ -75,6 +76,9 @@ def adapt(
     if isinstance(recipe, str | Path) and model is None:
         refuse_code(settings.model, str(recipe), trust=trust, instead="the argument `model`")
     target = open_images(images if images is not None else _required(settings.images, "images"))
+    skipped: list[SkippedImage] = []
+    if settings.on_bad_image == "skip":
+        target, _, skipped = sound_images(target)
     segmenter = open_model(settings, copy.deepcopy(model) if isinstance(model, nn.Module) else model, trust=trust)
     target = fit_images(target, segmenter, settings)
     if not is_started_by_das3():  # else process 0 has done so
@@ -93,6 +97,7 @@ def adapt(
         report=settings.report,
         guard=settings.guard,
         measure_candidates=measure_candidates,
+        skipped=skipped,
     )
 
 

@@ -3,9 +3,28 @@
 The docstrings are the pages under docs/errors, which the command line names behind each message.
 """
 
+from __future__ import annotations
+
 import re
 
-__all__ = ["Das3Error", "DataError", "DivergedError", "ModelError", "RecipeError", "TrainingError", "without_page"]
+__all__ = [
+    "Das3Error",
+    "DataError",
+    "DivergedError",
+    "ModelError",
+    "RecipeError",
+    "TrainingError",
+    "printable",
+    "without_page",
+]
+
+
+def printable(text: str) -> str:
+    """Text in one line that a terminal only shows: file names may hold line breaks, codes that clear the screen, and
+    bytes that are no text.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return shown.encode("utf-8", "backslashreplace").decode()
 
 
 class Das3Error(Exception):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["write_atomically", "writing_atomically"]
+__all__ = ["part_of", "write_atomically", "writing_atomically"]
+
+
+def part_of(path: Path) -> Path:
+    """Where a file lies while it is being written, by this process; not longer than file systems allow names to be."""
+    name = hashlib.blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    return path.with_name(f".{os.getpid()}.{name}.part")
 
 
 @contextmanager
@@ -22,7 +29,7 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         OSError: if it can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name[-200:]}.part")
+    part = part_of(path)
     try:
         with part.open("wb") as file:
             yield file

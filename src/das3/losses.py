@@ -54,7 +54,9 @@ def normalized_entropy(logits: Tensor) -> Tensor:
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
     log_probs = F.log_softmax(logits, dim=1)
-    return -(log_probs.exp() * log_probs).sum(dim=1) / math.log(logits.shape[1])
+    # A class of logit −∞ has p log p = 0, where 0 · −∞ would be NaN.
+    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(log_probs.exp() * finite).sum(dim=1) / math.log(logits.shape[1])
 
 
 def entropy_of_probs(probs: Tensor) -> Tensor:
@@ -120,7 +122,8 @@ def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
 
     Source: DAS3, L_wdiv; the prior is ours, for images that do not show all classes equally.
     """
-    loss = torch.xlogy(mean, mean).sum()
+    # The gradient of x log x is −∞ at 0, which a class reaches whose probability underflows in every pixel.
+    loss = torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
     if prior is not None:
         loss = loss - (mean * prior.log()).sum()
     return loss / math.log(mean.numel())
@@ -184,7 +187,7 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     be it a thin line, do not count, nor do most in an image that is noise all over, where colours tell little.
 
     Args:
-        logits: B×C×H×W, H and W ≥ 2.
+        logits: B×C×H×W; 0 where H or W is 1.
         image: B×K×H×W in [0, 1], what the model was shown; K = 3 for RGB.
         valid: boolean B×H×W, pixels that count, or None for all.
         contrast: > 0; the smaller, the more alike two colours have to be.
@@ -196,6 +199,8 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     loss, gated CRF (Obukhov et al., 2019), whose 1 − p_i · p_j would also make unsure pixels sure.
     """
     logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    if min(logits.shape[-2:]) < 2:  # no pairs
+        return 0 * logits.softmax(dim=1).sum()
     probs = F.avg_pool2d(logits.softmax(dim=1), 2)
     colour = torch.log(F.avg_pool2d(image.to(logits.dtype), 2) + _DARK)
     inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(logits.dtype), 2)

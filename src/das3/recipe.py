@@ -5,6 +5,7 @@ The command line, the YAML file, the Python call and the docs are all made from 
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
@@ -19,11 +20,13 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from das3.errors import RecipeError
+from das3.errors import DataError, RecipeError
 from das3.recipes.old_names import FORMAT, refuse_old_names, up_to_date
 from das3.registry import find_stage, stage_types
+from das3.segmenter import LARGEST_SIDE
 from das3.stages import StageOptions
 from das3.stages.options import LoopOptions, option
+from das3.text_files import read_yaml, refuse_odd_values
 
 __all__ = [
     "ImageOptions",
@@ -94,12 +97,15 @@ class ImageOptions:
         bands: bands of the image files that the network sees, in its order: numbers from 1, or names.
         rgb_bands: those of these bands that are red, green and blue, for colour changes and overlays; the first three
             if not given.
+        on_bad_image: "stop" at an image that can't be read, or "skip" it: all images are then decoded once before the
+            run, and those that are left out are counted and listed.
     """
 
     pixel_range: str | list[float | str] | None = None
     nodata: float | None = None
     bands: list[int | str] | None = None
     rgb_bands: list[int | str] | None = None
+    on_bad_image: Literal["stop", "skip"] = option("stop", choices=("stop", "skip"))
 
 
 @dataclass(frozen=True)
@@ -126,9 +132,9 @@ class RunOptions(LoopOptions, ImageOptions, ModelOptions):
     crop: tuple[int, int] | None = None
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1
+    devices: int = option(1, low=1, high=1024)
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    cache_gib: float = 4.0
+    cache_gib: float = option(4.0, low=0, high=1_000_000)
     eval_images: str | None = None
     eval_labels: str | None = None
     classes: str | None = None
@@ -140,8 +146,8 @@ class RunOptions(LoopOptions, ImageOptions, ModelOptions):
             raise RecipeError("--eval-labels needs --eval-images; give both or neither")
         if not 0 <= self.seed < 2**32:  # a larger one would share random streams with smaller ones' later phases
             raise RecipeError(f"seed must be at least 0 and below 2**32, got {self.seed}")
-        if self.crop is not None and min(self.crop) < 1:
-            raise RecipeError(f"crop must be a positive (height, width), got {self.crop}")
+        if self.crop is not None and not (min(self.crop) >= 1 and max(self.crop) <= LARGEST_SIDE):
+            raise RecipeError(f"crop must be a positive (height, width), at most {LARGEST_SIDE} each, got {self.crop}")
 
     def to_dict(self) -> dict[str, Any]:
         """Every option as plain values."""
@@ -313,12 +319,22 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         RecipeError: if a name is unknown or out of date, or a value does not fit.
     """
     refuse_old_names(values, where, Recipe)
-    given = {name: value for name, value in values.items() if name != "format"}
+    given = {n: value for n, value in values.items() if n != "format" and (value is not None or n not in _stage_keys())}
+    for name in _stage_keys() & given.keys():
+        if not isinstance(given[name], Mapping):
+            raise RecipeError(
+                f"{where}: {name} is {str(given[name])[:50]!r}, not a stage's options; write {name}: {{lr: 0.001}}"
+            )
     stages = frozenset(name for name in stage_types() if name in given or _key(name) in given)
     try:
         return recipe_of(_recipe_parser(stages).parse_object(given))
     except ArgumentError as error:
         raise RecipeError(f"{where}: {plain_message(error)}") from error
+
+
+@cache
+def _stage_keys() -> frozenset[str]:
+    return frozenset(map(_key, stage_types()))
 
 
 @cache
@@ -350,6 +366,8 @@ def recipe_path(source: str | Path) -> Path:
     for path in (Path(source), shipped):
         if path.is_file():
             return path
+    if os.path.lexists(source):  # a folder, a named pipe, a link to itself: reading it says so
+        return Path(source)
     raise RecipeError(f"no recipe file {source}; recipes that come with das3, by name: {', '.join(recipe_names())}")
 
 
@@ -357,12 +375,14 @@ def load_recipe(source: str | Path) -> dict[str, Any]:
     """Values of a recipe file, or of one of the recipes that come with das3, by name.
 
     Raises:
-        RecipeError: if there is no such recipe or it is no YAML mapping.
+        RecipeError: if there is no such recipe, it is no YAML mapping, or holds NaN or infinity.
     """
     try:
-        values = yaml.safe_load(recipe_path(source).read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(recipe_path(source))
+        values = {} if values is None else values
+        refuse_odd_values(values, source)
+    except DataError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(values, dict):
         raise RecipeError(f"{source} must be a mapping of options (name: value)")
     return up_to_date(values, str(source), Recipe)

@@ -305,7 +305,7 @@ def test_no_table_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labels are missing"):
         open_labelled(images)
     (tmp_path / "t.json").write_text("{")
-    with pytest.raises(DataError, match="neither JSON nor YAML"):
+    with pytest.raises(DataError, match="is not JSON"):
         open_labelled(images, labels, tmp_path / "t.json")
 
 

@@ -20,8 +20,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from das3.benchmark.suites import SUITES, Suite
 from das3.data.images import Images
 from das3.data.labels import Labelled
@@ -29,6 +27,7 @@ from das3.data.open import open_images, open_labelled
 from das3.data.published import is_spec
 from das3.errors import DataError, RecipeError
 from das3.models.trust import refuse_code
+from das3.text_files import read_yaml, refuse_odd_values
 
 __all__ = ["find_suite", "load_suite"]
 
@@ -67,16 +66,19 @@ def load_suite(path: Path, *, trust: bool = False) -> Suite:
         ModelError: if it names code without `trust`.
     """
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"can't read the suite {path} ({' '.join(str(error).split())})") from error
+        given = read_yaml(path)
+        refuse_odd_values(given, path)
+    except DataError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(given, dict):
         raise RecipeError(f"{path} must hold a mapping with source, target and test")
     known = {f.name for f in fields(Suite)} - {"trust"} | set(_LABELS)
-    if unknown := sorted(given.keys() - known):
+    if unknown := sorted(map(str, given.keys() - known)):
         raise RecipeError(f"{path}: unknown {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    _check_kinds(given, path)
     for key in ("network", "source_model"):
         refuse_code(given.get(key), f"{path} ({key})", trust=trust, instead="--trust")
+    given = {key: value for key, value in given.items() if value is not None}
     shared = {key: given.pop(key) for key in _LABELS if key in given}
     parts = {key: _part(path, key, given.pop(key, None), shared) for key in _PARTS}
     model = given.pop("source_model", None)
@@ -87,6 +89,38 @@ def load_suite(path: Path, *, trust: bool = False) -> Suite:
     beside = model is not None and (path.parent / model).exists()
     chosen = str(path.parent / model) if beside else model
     return Suite(given.pop("name", path.stem), **parts, source_model=chosen, trust=trust, **given)
+
+
+_KINDS: Mapping[str, tuple[str, Any]] = {
+    "name": ("a text without slashes", lambda v: isinstance(v, str) and v.strip(".") != "" and "/" not in v),
+    "network": ("a text", lambda v: isinstance(v, str)),
+    "source_model": ("a text", lambda v: isinstance(v, str)),
+    "model_args": ("a mapping", lambda v: isinstance(v, dict)),
+    "size": ("a whole number above 0, or two", lambda v: all(map(_is_count, v if _is_pair(v) else [v]))),
+    "steps": ("a whole number above 0", lambda v: _is_count(v)),
+    "num_classes": ("a whole number above 0", lambda v: _is_count(v)),
+    "images": ("a text", lambda v: isinstance(v, str)),
+    "labels": ("a text", lambda v: isinstance(v, str)),
+    "classes": ("a text", lambda v: isinstance(v, str)),
+    "class_map": ("a text", lambda v: isinstance(v, str)),
+    **dict.fromkeys(("source_options", "oracle_options", "options"), ("a mapping", lambda v: isinstance(v, dict))),
+}
+"""What the entries of a suite, and of its parts, have to be."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _check_kinds(given: Mapping[str, Any], where: object) -> None:
+    for key, value in given.items():
+        what, fits = _KINDS.get(key, ("", lambda v: True))
+        if value is not None and not fits(value):
+            raise RecipeError(f"{where}: {key} is {str(value)[:60]!r}, but must be {what}")
 
 
 @dataclass(frozen=True)
@@ -113,6 +147,7 @@ def _part(path: Path, name: str, given: Any, shared: Mapping[str, Any]) -> Any:
     known = {f.name for f in fields(_Part)}
     if not isinstance(given, dict) or "images" not in given or given.keys() - known:
         raise RecipeError(f"{path}: {name} must be a mapping with images, and maybe {', '.join(sorted(known))}")
+    _check_kinds(given, f"{path}: {name}")
     if name != "target" and "labels" not in given and not is_spec(given["images"]):
         raise DataError(f"{path}: {name} has no labels; name their folder with labels")
     values: dict[str, Any] = {key: given.get(key, shared.get(key)) for key in known}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from das3.benchmark.tables import latex_table, markdown_table
 from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
+from das3.data.bad_images import SkippedImage, describe_skipped, sound_labelled
 from das3.data.open import open_labelled
 from das3.data.published.classes import SUBSETS, TRAIN_IDS
 from das3.errors import RecipeError
@@ -86,13 +87,16 @@ def run(given: Namespace) -> None:
         class_map=options.class_map,
         num_classes=segmenter.num_classes,
     )
+    skipped: list[SkippedImage] = []
+    if options.on_bad_image == "skip":
+        labelled, skipped = sound_labelled(labelled)
     images = fit_images(labelled.images, segmenter, options)
     labelled = check_classes(labelled.read_as(images), segmenter)
     chosen = _subset(labelled.class_names, options.classes_subset)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
     with Display(quiet=given.quiet) as display, fabric.autocast():
-        for line in how_read(images):
+        for line in [*how_read(images), *describe_skipped(skipped)]:
             display.say(line)
         evaluation = evaluate(
             segmenter,
@@ -103,9 +107,13 @@ def run(given: Namespace) -> None:
             progress=display.track,
         )
     result = _result(evaluation, chosen) | {"images": len(labelled)}
+    if skipped:
+        result["skipped_images"] = [asdict(one) for one in skipped]
     heads = [["class", "IoU", "edges"]] if options.boundary else []
     for name, *scores in [*heads, *_lines(result, "absent", "")]:
         print(f"{name:<24}" + "".join(f" {score:>6}" for score in scores))
+    if skipped:
+        print(f"{len(skipped)} of {len(skipped) + len(labelled)} images left out, since they can't be read")
     if options.out:
         _write(Path(options.out), result)
 

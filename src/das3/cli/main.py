@@ -16,11 +16,13 @@ from difflib import get_close_matches
 
 from das3 import __version__
 from das3.cli.overview import COMMANDS, overview
-from das3.errors import Das3Error, RecipeError
+from das3.errors import Das3Error, RecipeError, printable
 
 __all__ = ["main"]
 
 _INTERRUPTED = "\ndas3: interrupted; a run continues with --resume, a benchmark or demo with the same command"
+
+_NO_MEMORY = "there is not enough memory; lower --batch-size, --crop or --size, or take smaller images"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except Das3Error as error:
         if not error.is_told:  # of several processes one says so
-            print(f"das3: error: {error.in_one_line()}", file=sys.stderr)
+            print(f"das3: error: {printable(error.in_one_line())}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        print(f"das3: error: {_NO_MEMORY}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
@@ -53,10 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _reader_has_left(stopped):
             return 1
         raise
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = f"{str(error.filename)[:300]}: " if error.filename else ""
+        print(
+            f"das3: error: {printable(where + error.strerror)}; check that path, its rights and the disk",
+            file=sys.stderr,
+        )
+        return 2
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
         sys.unraisablehook = hook
     return status
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Torch has no error of its own for it on the CPU."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _dispatch(arguments: list[str]) -> int:

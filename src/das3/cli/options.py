@@ -37,7 +37,7 @@ _FLAGS = {
 
 _MORE = {
     "model": ("model-args", "class-names", "input-max", "channels", "in-channels", "output-key"),
-    "images": ("pixel-range", "nodata", "bands", "rgb-bands"),
+    "images": ("pixel-range", "nodata", "bands", "rgb-bands", "on-bad-image"),
     "training": (
         *("optimizer", "weight-decay", "power", "warmup", "clip", "ema-decay", "accumulate", "crop"),
         *("devices", "workers", "cache-gib", "log-every", "checkpoint-every"),

@@ -10,13 +10,14 @@ from jsonargparse import Namespace
 
 from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
+from das3.data.bad_images import SkippedImage, describe_skipped, sound_images
 from das3.data.class_table import load_classes
 from das3.data.images import ImageFiles
 from das3.data.open import open_images
 from das3.data.pixels import as_rgb8
 from das3.data.published.classes import CITYSCAPES
 from das3.data.visualize import palette
-from das3.errors import RecipeError
+from das3.errors import RecipeError, printable
 from das3.evaluation.predict import (
     file_values,
     predict_labels,
@@ -78,6 +79,9 @@ def run(given: Namespace) -> None:
     if options.images is None or options.out is None:
         raise RecipeError("--images and --out are both needed; see `das3 predict --help`")
     images = open_images(options.images)
+    skipped: list[SkippedImage] = []
+    if options.on_bad_image == "skip":
+        images, _, skipped = sound_images(images)
     segmenter = open_model(options, trust=given.trust)
     images = fit_images(images, segmenter, options)
     images.verify()
@@ -105,6 +109,8 @@ def run(given: Namespace) -> None:
             if i in todo or not file.with_suffix(".tif").exists():
                 write_geotiff(file, image, nodata=without_data(values))
     print(f"{len(todo)} images labelled into {out / 'labels'}")
+    for line in describe_skipped(skipped):
+        print(printable(line))
 
 
 def _values(options: PredictArguments, segmenter: Segmenter) -> Sequence[int] | None:

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from das3.cli.help import Parser
 from das3.cli.options import add_flags
+from das3.data.bad_images import sound_images
 from das3.data.open import open_images
 from das3.errors import ModelError, RecipeError
 from das3.models import load_segmenter
@@ -63,7 +64,10 @@ def _models(folder: RunFolder, given: Namespace) -> dict[str, Any]:
         )
     device = make_fabric(recipe.device, "32").device
     incoming, adapted = open_model(recipe), _adapted(folder.folder, recipe)
-    images = fit_images(open_images(where), adapted, recipe).resized(incoming.preprocess.size)
+    images = open_images(where)
+    if recipe.on_bad_image == "skip":
+        images, _, _ = sound_images(images)
+    images = fit_images(images, adapted, recipe).resized(incoming.preprocess.size)
     incoming.preprocess = replace(incoming.preprocess, rgb=adapted.preprocess.rgb)
     return {"incoming": incoming.to(device), "adapted": adapted.to(device), "images": images}
 

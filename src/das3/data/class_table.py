@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import ImageColor
 
 from das3.errors import DataError
 from das3.losses import IGNORE_INDEX
+from das3.text_files import read_json, read_yaml
 
 __all__ = ["ClassTable", "Color", "load_class_map", "load_classes"]
 
@@ -125,7 +124,9 @@ def load_classes(path: str | Path) -> ClassTable:
 
 
 def _table(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> ClassTable:
-    names = tuple(str(entry.get("name", f"class {c}")) for c, entry in enumerate(entries))
+    names = tuple(_name(entry.get("name", f"class {c}")) for c, entry in enumerate(entries))
+    if len(set(names)) < len(names):
+        raise DataError(f"two classes are called {Counter(names).most_common(1)[0][0]!r}; give each its own name")
     color_ids = {color: c for c, entry in enumerate(entries) for color in _colors_of(entry)}
     if color_ids and not all(map(_colors_of, entries)):
         raise DataError("some classes have a colour and some have none; give each its own")
@@ -137,9 +138,27 @@ def _table(data: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> Cla
     ids = None
     # Said at all, 255 is not the foreground of a mask.
     if ignore is not None or any("id" in entry or "ids" in entry for entry in entries):
-        ids = {int(v): c for c, entry in enumerate(entries) for v in _listed(entry.get("ids", entry.get("id", c)))}
-    ignored = frozenset(map(int, _listed(IGNORE_INDEX if ignore is None else ignore)))
+        pairs = [(_id(v), c) for c, e in enumerate(entries) for v in _listed(e.get("ids", e.get("id", c)))]
+        ids = dict(pairs)
+        if len(ids) < len(pairs):
+            twice = Counter(value for value, _ in pairs).most_common(1)[0][0]
+            raise DataError(f"the id {twice} belongs to two classes; give each its own")
+    ignored = frozenset(map(_id, _listed(IGNORE_INDEX if ignore is None else ignore)))
     return ClassTable(names, ids, colors, ignored, color_ids or None)
+
+
+def _name(value: Any) -> str:
+    """A class's name; YAML turns yes, no and dates into something else."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
+        raise ValueError(f"{value!r} is no name of a class; put it in quotes")
+    return str(value)
+
+
+def _id(value: Any) -> int:
+    """A whole number that can stand in a label file."""
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**32:
+        raise ValueError(f"{value!r} is no id of a class; give a whole number")
+    return value
 
 
 def _listed(value: Any) -> list[Any]:
@@ -173,21 +192,27 @@ def load_class_map(spec: str) -> dict[int, int]:
         data = data[part]
     if isinstance(data, dict) and "map" in data:
         data = data["map"]
-    try:
-        found = {int(c): IGNORE_INDEX if new is None else int(new) for c, new in data.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(f"{spec} is not a mapping of class ids to class ids") from error
-    if not found:
+    if not isinstance(data, dict):
+        raise DataError(f"{spec} is not a mapping of class ids to class ids")
+    if not data:
         raise DataError(f"{spec} is an empty mapping; give class ids and what they become")
-    return found
+    try:
+        return {int(c): _mapped(new) for c, new in data.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{spec} is not a mapping of class ids to class ids ({error}); ids are 0 to 254, and 255, -1 or null for "
+            "what does not count"
+        ) from None
+
+
+def _mapped(value: Any) -> int:
+    """What a class becomes; 255, −1 and null ignore it."""
+    if value is None or (type(value) is int and value in (-1, IGNORE_INDEX)):
+        return IGNORE_INDEX
+    if type(value) is not int or not 0 <= value < IGNORE_INDEX:
+        raise ValueError(f"{value!r} is no class")
+    return value
 
 
 def _load(path: str | Path) -> Any:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"can't read {path} ({getattr(error, 'strerror', None) or error})") from error
-    try:
-        return json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}") from error
+    return read_json(path) if str(path).endswith(".json") else read_yaml(path)

@@ -26,6 +26,7 @@ __all__ = [
     "pillow_form",
     "pillow_samples",
     "tiff_library",
+    "tiff_parts",
     "tiff_samples",
 ]
 
@@ -72,6 +73,11 @@ class Form:
     inverted: bool = False
     bits: int = 8
     plain: bool = True
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel as it is stored, of all bands."""
+        return self.bands * np.dtype(self.dtype).itemsize
 
     @property
     def as_stack(self) -> Form:
@@ -294,6 +300,37 @@ def tiff_samples(path: Path, form: Form) -> NDArray[Any]:
     samples = _upright(_with_bands(samples), form.orientation)
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     return _dark_is_low(samples, form)
+
+
+def tiff_parts(path: Path, most: int = 16) -> NDArray[Any]:
+    """N×1×B samples of a few strips or tiles of a TIFF whose bands lie together, or of some rows if it has one strip.
+
+    Raises:
+        ValueError: if they can't be had without the rest.
+    """
+    tifffile = tiff_library()
+    with tifffile.TiffFile(path) as file:
+        page: Any = file.pages[0]
+        bands, native = page.samplesperpixel, page.dtype.newbyteorder("=")
+        if page.is_memmappable and page.planarconfig == 1:
+            rows = tifffile.memmap(path, page=0, mode="r")
+            parts = [np.asarray(rows[i]) for i in _spread(len(rows), most)]
+            return np.concatenate([part.reshape(-1, 1, bands) for part in parts]).astype(native)
+        if page.planarconfig != 1 and bands > 1:
+            raise ValueError(
+                "its bands lie apart, and it is too large to be read whole; save it with its bands together"
+            )
+        parts = []
+        for i in _spread(len(page.dataoffsets), most):
+            if page.databytecounts[i]:
+                file.filehandle.seek(page.dataoffsets[i])
+                part = page.decode(file.filehandle.read(page.databytecounts[i]), i)[0]
+                parts.append(part.reshape(-1, 1, bands))
+        return np.concatenate(parts).astype(native) if parts else np.zeros((1, 1, bands), native)
+
+
+def _spread(total: int, most: int) -> list[int]:
+    return [int(i) for i in np.unique(np.linspace(0, total - 1, most).round())]
 
 
 def _dark_is_low(samples: NDArray[Any], form: Form) -> NDArray[Any]:

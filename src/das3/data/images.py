@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from das3.data.formats import Form, codec_samples, file_form, pillow_form, pillow_samples, tiff_samples
+from das3.data.formats import Form, codec_samples, file_form, pillow_form, pillow_samples, tiff_parts, tiff_samples
 from das3.data.pixels import Pixel, Pixels, choose_bands, seen_form
 from das3.data.value_ranges import find_pixels, left_out
-from das3.errors import DataError
+from das3.errors import Das3Error, DataError
+from das3.text_files import describe_special
 
 __all__ = [
     "DatasetImages",
@@ -38,8 +40,14 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".gif", ".jp2"}
 )
 
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000")
+"""What Pillow may take a file for, whatever its name: its other readers are little used, and one starts Ghostscript."""
+
 LARGEST = 2**31
 """Pixels of the largest image that is opened; aerial images exceed Pillow's own limit, broken files this one."""
+
+LARGEST_DECODED = 3 * 2**28
+"""Bytes of the largest image that is decoded at once, as 16384×16384 RGB has: decoding takes about three times that."""
 
 Size = int | tuple[int, int] | None
 """None keeps the image's size, an int is the length of the shorter side, a tuple is (height, width)."""
@@ -82,6 +90,7 @@ def probe(path: Path) -> Form:
         DataError: if it is no image.
     """
     with readable(path):
+        refuse_special(path)
         form = _header(path)
         if form is not None and math.prod(form.size) > LARGEST:
             raise ValueError(f"{form.size[1]}×{form.size[0]} pixels are more than das3 opens")
@@ -97,6 +106,12 @@ def probe(path: Path) -> Form:
     if form is None:
         return seen
     return form if form.reader == "page" else replace(seen, pages=form.pages)
+
+
+def refuse_special(path: str | Path, what: str = "image") -> None:
+    """Raise DataError at what is no file; opening a named pipe would wait forever."""
+    if special := describe_special(path):
+        raise DataError(f"can't read {what} {path}: it is {special}, not a file; take it out")
 
 
 def _header(path: Path) -> Form | None:
@@ -116,6 +131,7 @@ def samples_of(path: Path, form: Form) -> NDArray[Any]:
     Raises:
         DataError: if the file can't be decoded.
     """
+    refuse_large(path, form.size, form.pixel_bytes)
     if form.reader == "pillow":
         with opened(path) as image:
             return pillow_samples(image)
@@ -130,7 +146,9 @@ def samples_of(path: Path, form: Form) -> NDArray[Any]:
 def readable(path: str | Path, what: str = "image") -> Iterator[None]:
     """Whatever goes wrong inside is a DataError that names the file."""
     try:
-        yield
+        with warnings.catch_warnings():  # of damage that is an error in the end, or none
+            warnings.simplefilter("ignore")
+            yield
     except DataError:
         raise
     except Exception as error:  # a broken file makes parsers trip in any way there is
@@ -140,17 +158,43 @@ def readable(path: str | Path, what: str = "image") -> Iterator[None]:
 @contextmanager
 def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """The file as a Pillow image; whatever goes wrong inside is a DataError that names the file."""
-    with readable(path, what), _open(path) as image:
-        yield image
+    with readable(path, what):
+        refuse_special(path, what)
+        with _open(path) as image:
+            yield image
 
 
 def _open(path: str | Path) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns beyond this and refuses twice as much
-        return Image.open(path)
+        return Image.open(path, formats=FORMATS)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def is_large(size: tuple[int, int], sample_bytes: int = 3) -> bool:
+    """Whether pixels of an image, (height, width), are more than `LARGEST_DECODED` bytes."""
+    return math.prod(size) * sample_bytes > LARGEST_DECODED
+
+
+def refuse_large(path: str | Path, size: tuple[int, int], sample_bytes: int = 3, what: str = "image") -> None:
+    """Stop before an image is decoded that would take the machine's memory: damaged files and bombs say any size.
+
+    Args:
+        path: the file.
+        size: (height, width) that its header says.
+        sample_bytes: bytes of a pixel.
+        what: the file is.
+
+    Raises:
+        DataError: if its pixels are more than `LARGEST_DECODED` bytes.
+    """
+    if is_large(size, sample_bytes):
+        raise DataError(
+            f"can't read {what} {path}: {size[1]}×{size[0]} pixels are more than das3 decodes at once; cut it into "
+            "pieces, or, to predict, save it as a TIFF of strips or tiles"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -176,6 +220,11 @@ def resize_image(image: Pixel, size: Size) -> Pixel:
     height, width = resized_shape(image.shape[:2], size)
     if (height, width) == image.shape[:2]:
         return image
+    if is_large((height, width), image.shape[-1] * image.itemsize):
+        raise DataError(
+            f"an image would be resized from {image.shape[1]}×{image.shape[0]} to {width}×{height} pixels, more than "
+            "das3 keeps at once; lower --size or --scales"
+        )
     if image.dtype == np.uint8 and image.shape[-1] == 3:
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     bands = [Image.fromarray(np.ascontiguousarray(image[..., b])) for b in range(image.shape[-1])]
@@ -241,6 +290,14 @@ class Images(Sequence[Pixel]):
         """What of the images is not used (alpha, bands, pages), in one line; None if all is."""
         return None
 
+    def only(self, chosen: Sequence[int]) -> Images:
+        """Those of these indices alone."""
+        return _Some(self, chosen)
+
+    def decode(self, i: int) -> None:
+        """Raise DataError if image i can't be read."""
+        self.masked(i)
+
     def seen_bands(self) -> tuple[str, Form, list[int]]:
         """Name and form of the first image, and the bands of it that are seen."""
         size, count = self.size(0), self.pixels.channels if self.pixels else 3
@@ -286,6 +343,10 @@ class FittedImages(Images):
         """H×W×(all bands) samples of image i and its form, see `das3.data.pixels.seen_form`."""
         raise NotImplementedError
 
+    def some(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """As `stored`, for a look at the values: parts are enough."""
+        return self.stored(i, channels, bands)
+
     def fitted(self, channels: int, **how: Unpack[HowRead]) -> Images:
         """The same images, read for a network of so many channels.
 
@@ -327,6 +388,24 @@ class ImageFiles(FittedImages):
         self._forms: dict[int, Form] = {}
         super().__init__(_unique_names([p.relative_to(root) for p in self.paths]))
 
+    def only(self, chosen: Sequence[int]) -> ImageFiles:
+        """Those of these indices alone, under the same names."""
+        some = copy(self)
+        some.paths, some.names = [self.paths[i] for i in chosen], [self.names[i] for i in chosen]
+        some._forms = {n: self._forms[i] for n, i in enumerate(chosen) if i in self._forms}
+        some.__dict__.pop("_sizes", None)
+        return some
+
+    def decode(self, i: int) -> None:
+        """Raise DataError if image i can't be read; of one that is too large to be decoded, if its header can't."""
+        form = self.form(i)
+        if form.reader == "page" and is_large(form.size, form.pixel_bytes):
+            return
+        if form.plain:
+            self._picture(i)
+        else:
+            samples_of(self.paths[i], form)
+
     def form(self, i: int) -> Form:
         """What the file of image i holds."""
         i = range(len(self))[i]
@@ -343,6 +422,14 @@ class ImageFiles(FittedImages):
         form = seen_form(self.form(i), channels, bands)
         return samples_of(self.paths[i], form), form
 
+    def some(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """The same, or of an image that is too large to decode at once H×W×(all bands) of parts of it."""
+        form = seen_form(self.form(i), channels, bands)
+        if form.reader == "page" and is_large(form.size, form.pixel_bytes):
+            with readable(self.paths[i]):
+                return tiff_parts(self.paths[i]), form
+        return self.stored(i, channels, bands)
+
     def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
         """Image i, and H×W where it has data; None where it has everywhere."""
         if self.is_plain(i):
@@ -354,6 +441,7 @@ class ImageFiles(FittedImages):
         return pixels.convert(samples, form, self.paths[i])
 
     def _picture(self, i: int) -> NDArray[np.uint8]:
+        refuse_large(self.paths[i], self.form(i).size)
         with opened(self.paths[i]) as image:
             return to_rgb(image)
 
@@ -397,7 +485,13 @@ class DatasetImages(FittedImages):
     def _item(self, i: int) -> Any:
         if not -len(self) <= i < len(self):
             raise IndexError(i)  # not every dataset does
-        item = self.dataset[i]
+        try:
+            item = self.dataset[i]
+        except Das3Error:
+            raise
+        except Exception as error:  # whatever the user's own object raises
+            reason = f"{type(error).__name__}: {_reason(error)}"
+            raise DataError(f"item {i} of the dataset can't be read ({reason}); repair it or leave it out") from error
         if isinstance(item, Mapping):
             item = next((item[key] for key in ("image", "pixel_values", "img") if key in item), None)
         elif isinstance(item, tuple | list) and item:
@@ -438,6 +532,22 @@ class DatasetImages(FittedImages):
         changed.any_floats = how.get("pixel_range") not in (None, "auto") or bool(how.get("recorded"))
         return super(DatasetImages, changed).fitted(channels, **how)
 
+    def decode(self, i: int) -> None:
+        """Raise DataError if item i can't be read."""
+        item = self._item(i)
+        if isinstance(item, Image.Image):
+            with readable(f"item {i} of the dataset"):
+                pillow_samples(item)
+        else:
+            _banded(item, i)
+
+    def only(self, chosen: Sequence[int]) -> DatasetImages:
+        """Those of these indices alone, under the same names."""
+        some = copy(self)
+        some.dataset, some.names = _SomeItems(self.dataset, chosen), [self.names[i] for i in chosen]
+        some.__dict__.pop("_sizes", None)
+        return some
+
     def verify(self) -> None:
         """Look at the first item alone: the others cost a decoding each."""
         item = self._item(0)
@@ -446,6 +556,19 @@ class DatasetImages(FittedImages):
         array = _banded(item, 0)
         if array.dtype.kind == "f" and not self.any_floats:
             _check_floats(array, 0)
+
+
+class _SomeItems:
+    """Some items of a dataset."""
+
+    def __init__(self, dataset: Any, chosen: Sequence[int]) -> None:
+        self.dataset, self.chosen = dataset, list(chosen)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.dataset[self.chosen[i]]
 
 
 def _banded(item: Any, i: int) -> NDArray[Any]:
@@ -497,6 +620,25 @@ def _array_to_rgb(item: Any, i: int) -> NDArray[np.uint8]:
 _Masked = tuple[Pixel, NDArray[np.bool_] | None]
 
 
+class _Some(Images):
+    """Some of other images."""
+
+    def __init__(self, images: Images, chosen: Sequence[int]) -> None:
+        super().__init__([images.names[i] for i in chosen])
+        self.images, self.chosen, self.pixels = images, list(chosen), images.pixels
+
+    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
+        return self.masked(i)[0]
+
+    def masked(self, i: int) -> _Masked:
+        """Image i, and H×W where it has data; None where it has everywhere."""
+        return self.images.masked(self.chosen[i])
+
+    def size(self, i: int) -> tuple[int, int]:
+        """As the images say."""
+        return self.images.size(self.chosen[i])
+
+
 class _Resized(Images):
     """Another size, and the memory of what was decoded (in each process its own)."""
 
@@ -535,9 +677,35 @@ class _Resized(Images):
 
 
 def find_files(folder: Path) -> list[Path]:
-    """All files with an image's suffix in a folder tree, sorted, hidden ones left out."""
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
+    """All files with an image's suffix in a folder tree, sorted, hidden ones left out.
+
+    Links to folders are followed, but no folder is searched twice, by whatever ways it is reached.
+
+    Raises:
+        DataError: if a folder can't be read.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    links = [folder]  # last, so that files are found under their own names first
+    while links:
+        root = links.pop(0)
+        for parent, folders, files in os.walk(root, onerror=_unreadable):
+            if not _is_new(parent, seen):
+                folders.clear()
+                continue
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [link for name in folders if (link := Path(parent, name)).is_symlink()]
+            found += [Path(parent, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
     return sorted(found)
+
+
+def _is_new(folder: str | Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder is met for the first time; notes it."""
+    about = os.stat(folder)
+    new = (about.st_dev, about.st_ino) not in seen
+    seen.add((about.st_dev, about.st_ino))
+    return new
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"can't search {error.filename} ({error.strerror}); make it readable or take it out")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from das3.files import part_of
 
 __all__ = ["LabelStore"]
 
@@ -39,7 +40,7 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
         """Store the arrays of image i; written atomically."""
         path = self.path(i)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = part_of(path)
         try:
             with part.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, **dict(arrays))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das3.data.class_table import ClassTable, load_classes
-from das3.data.images import Images, opened
+from das3.data.images import Images, opened, refuse_large
 from das3.data.matching import abbreviate
 from das3.data.pixels import Pixel
 from das3.errors import DataError
@@ -63,6 +63,12 @@ class Labelled:
         changed.images = images
         return changed
 
+    def only(self, chosen: Sequence[int]) -> Labelled:
+        """Those of these indices alone."""
+        changed = copy(self)
+        changed.images, changed.paths = self.images.only(chosen), [self.paths[i] for i in chosen]
+        return changed
+
     def label(self, i: int) -> NDArray[np.uint8]:
         """H×W uint8 class ids, 255 where ignored.
 
@@ -101,6 +107,7 @@ def decode_label(path: Path) -> NDArray[Any]:
         DataError: if it can't be read or holds fractions.
     """
     with opened(path, "label") as image:
+        refuse_large(path, (image.height, image.width), len(image.getbands()), "label")
         mode = image.mode
         # Converting a palette image would turn ids into colours.
         pixels: NDArray[Any] = np.array(image.convert(_OPAQUE[mode]) if mode in _OPAQUE else image)
@@ -109,7 +116,8 @@ def decode_label(path: Path) -> NDArray[Any]:
     elif mode == "PA":
         pixels = pixels[..., 0]
     elif pixels.dtype.kind == "f":
-        fractions, pixels = pixels, np.nan_to_num(pixels, nan=-1).astype(np.int64)
+        with np.errstate(invalid="ignore"):  # of infinity, which is no whole number either
+            fractions, pixels = pixels, np.nan_to_num(pixels, nan=-1).astype(np.int64)
         if (fractions != pixels).any():
             raise DataError(f"label {path} holds fractions; give integer class ids")
     return pixels

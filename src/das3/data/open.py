@@ -18,6 +18,8 @@ from das3.data.labels import Labelled, decode_label, evenly_spaced, find_table
 from das3.data.matching import match_labels
 from das3.data.published import is_spec, open_spec, spec_images
 from das3.errors import DataError
+from das3.losses import IGNORE_INDEX
+from das3.text_files import read_text
 
 __all__ = ["open_images", "open_labelled"]
 
@@ -43,7 +45,10 @@ def open_images(source: Any) -> Images:
     if isinstance(source, str) and is_spec(source):
         return spec_images(source)
     if isinstance(source, str | Path):
-        return _open_path(Path(source))
+        try:
+            return _open_path(Path(source))
+        except OSError as error:  # a name that is too long, links in a circle
+            raise DataError(f"no images at {str(source)[:200]} ({error.strerror})") from None
     if isinstance(source, Sequence) and source and all(isinstance(p, str | Path) for p in source):
         return _listed([Path(p) for p in source])
     if isinstance(source, Image.Image) or getattr(source, "ndim", None) in (2, 3):
@@ -72,7 +77,7 @@ def _open_path(path: Path) -> Images:
             raise DataError(f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))}")
         return ImageFiles(found, path)
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         listed = [path.parent / line for line in lines if line and not line.startswith("#")]
         if not listed:
             raise DataError(f"no images listed in {path}; write one path a line, relative to the file's folder")
@@ -125,6 +130,12 @@ def open_labelled(
     if class_map is None:
         return labelled
     mapping = load_class_map(class_map) if isinstance(class_map, str) else class_map
+    there = range(len(labelled.table.names))
+    if odd := [c for c in mapping if c not in there and c not in (-1, IGNORE_INDEX)]:
+        raise DataError(
+            f"{class_map if isinstance(class_map, str) else 'the class map'} maps class {odd[0]}, but the labels have "
+            f"the classes 0 to {len(there) - 1}; name the labels' table with --classes, or take that entry out"
+        )
     table = labelled.table.mapped(mapping, count=num_classes or 0)
     return Labelled(labelled.images, labelled.paths, table, labelled.decode)
 

@@ -5,6 +5,7 @@ Images are handed on as H×W×B arrays, uint8 from 0 to 255 or float32 from 0 to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["Pixels", "as_rgb8", "choose_bands", "seen_form", "to_unit"]
 
 Pixel = NDArray[Any]
 """H×W×B uint8 from 0 to 255, or float32 from 0 to 1."""
+
+_AT_ONCE = 2**20  # values that are computed with in float64 at once, to spare memory
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey (ITU-R BT.601), as Pillow takes them."""
@@ -75,6 +78,12 @@ class Pixels:
             raise ValueError(f"no images have {self.channels!r} bands of type {self.dtype!r}")
         if not all(len(end) in (1, self.channels) and np.isfinite(end).all() for end in ends):
             raise ValueError(f"low, high and fill must be one number each, or one per band, got {ends}")
+        if not all(0 <= value <= 1 for value in self.fill):
+            raise ValueError(f"fill must be from 0 to 1, got {self.fill}")
+        if self.bands is not None and not all(isinstance(band, int | str) for band in (*self.bands, 0)):
+            raise ValueError(f"bands must be numbers or names, got {self.bands}")
+        if self.nodata is not None and not (isinstance(self.nodata, int | float) and math.isfinite(self.nodata)):
+            raise ValueError(f"nodata must be a finite number, got {self.nodata!r}")
         if not np.less(self.low, self.high).all():
             raise ValueError(f"high must be above low, got {self.low} and {self.high}")
 
@@ -124,9 +133,13 @@ class Pixels:
         if values.dtype == np.uint8 and self.dtype != "uint8":
             return values.astype(np.float32) / np.float32(255)
         low, high = np.asarray(self.low), np.asarray(self.high)
+        unit = np.empty(values.shape, np.float32)
+        rows = max(1, _AT_ONCE // max(1, values[0].size))
         with np.errstate(invalid="ignore", over="ignore"):
-            unit: NDArray[np.float32] = ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
-        return np.nan_to_num(unit, copy=False, nan=0).clip(0, 1)
+            for top in range(0, len(values), rows):
+                part = slice(top, top + rows)
+                unit[part] = (values[part].astype(np.float64) - low) / (high - low)
+        return np.nan_to_num(unit, copy=False, nan=0).clip(0, 1, out=unit)
 
     def _mixed(self, values: Pixel) -> Pixel:
         """Colours as grey, where the network takes one band."""

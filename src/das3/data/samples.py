@@ -94,7 +94,8 @@ class Augmentation:
             image = self._recolored(image, rng)
         if self.blur and rng.random() < self.blur:
             sigma = float(rng.uniform(0.2, 1.5))
-            image = kornia.filters.gaussian_blur2d(image[None], (7, 7), (sigma, sigma))[0]
+            edges = "reflect" if min(image.shape[-2:]) > 3 else "replicate"  # too few pixels to reflect
+            image = kornia.filters.gaussian_blur2d(image[None], (7, 7), (sigma, sigma), border_type=edges)[0]
         return image.clamp(0, 1)
 
     def _recolored(self, image: Tensor, rng: np.random.Generator) -> Tensor:

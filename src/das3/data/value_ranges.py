@@ -102,7 +102,7 @@ def _automatic(values: NDArray[np.float64], unsigned: bool) -> Range:
 
 def _apart(ends: NDArray[np.float64]) -> Range:
     low, high = (float(end) for end in ends)
-    return (low,), (high if high > low else low + 1,)
+    return (low,), (high if high > low else low + max(1.0, 1e-3 * abs(low)),)
 
 
 class Source(Protocol):
@@ -112,8 +112,8 @@ class Source(Protocol):
         """Name and form of all images, or of a sample where each costs a decoding."""
         ...
 
-    def stored(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
-        """H×W×(all bands) samples of image i and its form, see `das3.data.pixels.seen_form`."""
+    def some(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """H×W×(all bands) samples of image i, or of parts of it, and its form, see `das3.data.pixels.seen_form`."""
         ...
 
     def __len__(self) -> int: ...
@@ -158,7 +158,7 @@ def find_pixels(
         return replace(recorded, bands=bands, nodata=nodata)
     pixels = Pixels(channels, dtype, bands=bands, nodata=nodata)
     values = _sample(source, pixels)
-    low, high = find_range(values, dtype, pixel_range or "auto")
+    low, high = find_range(values, dtype, "auto" if pixel_range is None else pixel_range)
     pixels = replace(pixels, low=low, high=high)
     return replace(pixels, fill=_middle(values, pixels))
 
@@ -174,7 +174,7 @@ def _sample(source: Source, pixels: Pixels) -> NDArray[np.float64]:
     """N×B values of some pixels of some images; NaN where there is no data."""
     found = [np.zeros((0, pixels.channels))]
     for i in np.unique(np.linspace(0, len(source) - 1, _IMAGES).round().astype(int)).tolist():
-        samples, form = source.stored(i, pixels.channels, pixels.bands)
+        samples, form = source.some(i, pixels.channels, pixels.bands)
         if form.dtype == "uint8" and pixels.dtype != "uint8":  # they have a range of their own
             continue
         values = samples[..., choose_bands(form, pixels.channels, pixels.bands, f"image {i}")]

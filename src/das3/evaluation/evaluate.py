@@ -11,7 +11,7 @@ import torch
 from das3.data.images import Size
 from das3.data.labels import Labelled
 from das3.distributed import process_count, process_rank
-from das3.errors import ModelError, RecipeError
+from das3.errors import DataError, ModelError, RecipeError
 from das3.evaluation.frames import data_frame
 from das3.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from das3.evaluation.predict import label_tensor
@@ -86,7 +86,7 @@ def evaluate(
 
     Raises:
         ModelError: if the model predicts another number of classes than the labels have.
-        DataError: if a label can't be read, has unknown ids or another size than its image.
+        DataError: if a label can't be read, has unknown ids or another size than its image, or if no pixel counts.
     """
     if segmenter.num_classes != labelled.num_classes:
         raise ModelError(
@@ -111,5 +111,10 @@ def evaluate(
             edges.update(prediction, label)
     if shared:
         confusion.sum_over_processes(next(segmenter.parameters()).device)
+    if not confusion.counts.any():
+        where = f", such as {labelled.paths[0]}," if labelled.paths else ""
+        raise DataError(
+            f"no pixel of the labels{where} counts: all are ignored or without data; check --classes and --class-map"
+        )
     per_class = dict(zip(labelled.class_names, confusion.iou().tolist(), strict=True))
     return Evaluation(confusion.miou(classes), per_class, confusion, edges)

@@ -18,6 +18,7 @@ from das3.data.formats import tiff_library
 from das3.data.images import ImageFiles
 from das3.data.pixels import Pixel, Pixels, seen_form
 from das3.errors import DataError
+from das3.files import part_of
 
 __all__ = ["PngWriter", "Rows", "open_rows"]
 
@@ -196,7 +197,7 @@ class PngWriter:
 
     def __init__(self, path: str | Path, shape: tuple[int, int]) -> None:
         self.path = Path(path)
-        self.part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self.part = part_of(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.packer = zlib.compressobj()
         self.file = self.part.open("wb")

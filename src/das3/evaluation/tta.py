@@ -12,10 +12,13 @@ from torch import Tensor
 
 from das3.data.images import Size, resize_image, resized_shape
 from das3.data.pixels import Pixel, to_unit
-from das3.errors import RecipeError
+from das3.errors import ModelError, RecipeError
 from das3.segmenter import Segmenter
 
 __all__ = ["TestTimeAugmentation"]
+
+
+_LARGEST_SCALE = 100.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class TestTimeAugmentation:
         scales: factors on the size of the network's input.
 
     Raises:
-        RecipeError: if a scale is not positive.
+        RecipeError: if a scale is not positive, or above 100.
     """
 
     segmenter: Segmenter
@@ -38,7 +41,7 @@ class TestTimeAugmentation:
     scales: Sequence[float] = (1.0,)
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale <= _LARGEST_SCALE for scale in self.scales):
             raise RecipeError(f"--scales must be positive numbers such as 0.75,1,1.25, got {list(self.scales)}")
 
     @property
@@ -69,6 +72,11 @@ class TestTimeAugmentation:
             probs = _upsampled_rows(view, shape, top, bottom, self.segmenter.align_corners).softmax(dim=1)
             total = probs if total is None else total.add_(probs)
         assert total is not None
+        if total.isnan().any():
+            raise ModelError(
+                f"the network {type(self.segmenter.model).__name__} returns NaN or infinite logits, of which no class "
+                "can be told; use precision 32, and take weights from before the training broke"
+            )
         return total if len(logits) == 1 else total.div_(len(logits))
 
 

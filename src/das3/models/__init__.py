@@ -76,12 +76,15 @@ def load_segmenter(
     Raises:
         ModelError: if there is no such model, anything given does not fit the network, or its weights are not finite.
     """
+    named = (classifier,) if isinstance(classifier, str) else classifier
+    if named is not None and not (named and all(named)):
+        raise ModelError("--classifier names no layer; leave it out to have it found")
     beside = Path(weights) if weights is not None else None
     network, card = _open(model, dict(model_args or {}), beside, num_classes, trust=trust)
     refuse_not_finite(network, weights or (model if isinstance(model, str | Path) else type(network).__name__))
     preprocess = {"mean": mean, "std": std, "input_max": input_max, "channels": channels, "size": size}
     changes = {
-        "classifier": (classifier,) if isinstance(classifier, str) else classifier,
+        "classifier": named,
         "class_names": class_names,
         "output_key": output_key,
         "align_corners": align_corners,
@@ -126,7 +129,10 @@ def _open(
     if saved is not None:  # written by das3 for a network that only its owner can build
         weights = saved / "model.safetensors"
     found = read_weights(weights) if weights is not None else None
-    folder = None if isinstance(model, nn.Module) else _model_folder(Path(model))
+    try:
+        folder = None if isinstance(model, nn.Module) else _model_folder(Path(model))
+    except OSError as error:  # a name that is too long, links in a circle
+        raise ModelError(f"{str(model)[:200]}: can't be opened ({error.strerror}); --model takes {_FORMS}") from None
     if args and (folder is not None or isinstance(model, nn.Module)):
         raise ModelError(
             "--model-args are for a function that builds a network; this one is built already, leave them out"

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,10 +55,10 @@ def load_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
     transformers = library("transformers", "huggingface")
     config = read_config(folder)
     check_files(folder)
-    task = "Universal" if config.get("model_type") in TYPES else "Semantic"
+    task = "Universal" if str(config.get("model_type")) in TYPES else "Semantic"
     automatic = getattr(transformers, f"AutoModelFor{task}Segmentation")
     try:
-        with _no_progress_bar(transformers):
+        with _silenced(transformers):
             model, info = automatic.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -120,9 +121,24 @@ def check_files(folder: Path) -> None:
     Raises:
         ModelError: naming the first that is not.
     """
+    for index in sorted(folder.glob("*.index.json")):
+        _check_index(index)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         for path in sorted(folder.glob(pattern)):
             check_file(path)
+
+
+def _check_index(path: Path) -> None:
+    """See that an index of weights in several files names files beside it alone."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        sound = all(isinstance(name, str) and Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ModelError(
+            f"{path}: names no files beside it for the weights; write the model again with save_pretrained"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -132,12 +148,15 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _no_progress_bar(transformers: Any) -> Iterator[None]:
-    shown = transformers.logging.is_progress_bar_enabled()
+def _silenced(transformers: Any) -> Iterator[None]:
+    """Without transformers' progress bars and log: das3 says itself what does not fit."""
+    shown, level = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
     transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:
+        transformers.logging.set_verbosity(level)
         if shown:
             transformers.logging.enable_progress_bar()
 
@@ -240,7 +259,7 @@ def save_folder(segmenter: Segmenter, folder: Path) -> None:
     if not segmenter.sigmoid and segmenter.class_names != class_names_of(model) and _are_named(segmenter):
         model.config.id2label = dict(enumerate(segmenter.class_names))
         model.config.label2id = {name: i for i, name in enumerate(segmenter.class_names)}
-    with _no_progress_bar(library("transformers", "huggingface")):
+    with _silenced(library("transformers", "huggingface")):
         model.save_pretrained(folder)
     save_tokenizer(model, folder)
     processor = segmenter.origin.processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from das3.data.images import FittedImages, Images
@@ -29,6 +30,10 @@ def fit_images(images: Images, segmenter: Segmenter, options: ImageOptions) -> I
         DataError: if an image does not have the bands, or can't be read.
         RecipeError: if an option can't be used.
     """
+    if options.nodata is not None and not math.isfinite(options.nodata):
+        raise RecipeError(f"--nodata {options.nodata}: NaN and infinite values never count; leave the option out")
+    if options.bands is not None and not options.bands:
+        raise RecipeError("--bands names no band; leave it out to take the bands as they come")
     fitted = images.fitted(
         segmenter.in_channels,
         pixel_range=options.pixel_range,

@@ -14,7 +14,7 @@ from torch import nn
 from das3 import __version__
 from das3.data.pixels import Pixels
 from das3.errors import ModelError
-from das3.segmenter import Origin, Preprocess, Segmenter
+from das3.segmenter import LARGEST_SIDE, Origin, Preprocess, Segmenter
 
 __all__ = ["METADATA_FILE", "ModelMetadata", "read_metadata", "write_metadata"]
 
@@ -135,9 +135,6 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
         ) from None
 
 
-_LARGEST_SIDE = 65536
-
-
 def _check(values: Mapping[str, Any]) -> None:
     """Refuse values that das3 never writes.
 
@@ -148,7 +145,7 @@ def _check(values: Mapping[str, Any]) -> None:
         raise ValueError("no mapping")
 
     def is_side(value: object) -> bool:
-        return type(value) is int and 0 < value <= _LARGEST_SIDE
+        return type(value) is int and 0 < value <= LARGEST_SIDE
 
     def are_texts(value: object) -> bool:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)

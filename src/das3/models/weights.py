@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +204,9 @@ def _load(path: Path) -> Any:
         foreign = [name for name in pickled_names(path) if name.split(".")[0] not in ("torch", "collections")]
     split = [name.rpartition(".") for name in foreign]
     try:
-        with safe_globals([type(name, (_Inert,), {"__module__": module}) for module, _, name in split]):
+        inert: list[Any] = [type(name, (_Inert,), {"__module__": module}) for module, _, name in split]
+        with safe_globals(inert), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors, which are refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever torch raises on a damaged or forbidden pickle, with advice to execute it
         names = [name for name in pickled_names(path) if not name.startswith(("torch._", "collections."))]

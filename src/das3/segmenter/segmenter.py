@@ -7,6 +7,7 @@ The network itself is never rewritten. `Segmenter` wraps it, feeds it images the
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,11 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from das3.data.pixels import Pixels
-from das3.errors import ModelError
+from das3.distributed import process_count
+from das3.errors import Das3Error, ModelError
 from das3.segmenter.mask_classification import mask_heads, mask_queries, semantic_logits
 from das3.segmenter.windows import in_windows
 
-__all__ = ["Origin", "Preprocess", "Segmenter", "evaluating", "find_classifier", "find_sides", "main_logits"]
+__all__ = [
+    "LARGEST_SIDE",
+    "Origin",
+    "Preprocess",
+    "Segmenter",
+    "evaluating",
+    "find_classifier",
+    "find_sides",
+    "main_logits",
+]
+
+LARGEST_SIDE = 65536
+"""Pixels of the longest side that images are resized to, or cut out with."""
 
 _TRIED = 4
 """Numbers of channels that are tried if the network does not take RGB."""
@@ -81,10 +95,18 @@ class Preprocess:
             )
         if self.channels not in ("rgb", "bgr", "grey", "bands"):
             raise ModelError(f"channels must be rgb, bgr, grey or bands, got {self.channels!r}")
-        if self.rgb is not None and not all(0 <= band < count for band in self.rgb):
-            raise ModelError(f"the RGB bands must be among the {count} that the network takes, got {self.rgb}")
-        if self.input_max <= 0:
+        if self.rgb is not None and not (len(self.rgb) == 3 and all(0 <= band < count for band in self.rgb)):
+            raise ModelError(f"the RGB bands must be three of the {count} that the network takes, got {self.rgb}")
+        if not (0 < self.input_max < math.inf):
             raise ModelError(f"input_max must be positive (1 or 255), got {self.input_max}")
+        # Squares of larger numbers would not fit into float32.
+        if not all(abs(value) < 1e15 for value in self.mean) or not all(1e-15 < value < 1e15 for value in self.std):
+            raise ModelError(f"mean and std must be ordinary numbers, got mean={self.mean}, std={self.std}")
+        sides = self.size if isinstance(self.size, tuple) else () if self.size is None else (self.size,)
+        if len(sides) not in ((2,) if isinstance(self.size, tuple) else (0, 1)) or not all(map(_is_side, sides)):
+            raise ModelError(
+                f"size must be a shorter side or (height, width), each from 1 to {LARGEST_SIDE}, got {self.size}"
+            )
 
     @classmethod
     def of_channels(cls, count: int) -> Preprocess:
@@ -109,6 +131,10 @@ class Preprocess:
         mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
         return (images * self.input_max - mean) / std
+
+
+def _is_side(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
 
 
 def _of_channels(preprocess: Preprocess, channels: int) -> Preprocess:
@@ -154,13 +180,18 @@ def main_logits(output: Any, key: str | int | None = None) -> Tensor:
     elif not isinstance(output, Tensor):
         names = [str(key)] if key is not None else ["logits", "out"]
         found = next((getattr(output, n) for n in names if hasattr(output, n)), None)
-    if not isinstance(found, Tensor) or found.ndim != 4 or not found.is_floating_point():
+    if not isinstance(found, Tensor) or found.ndim != 4 or not found.is_floating_point() or _is_empty(found):
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(
             f"the network returned {type(output).__name__} in which no B×C×h×w logits were found (got {what}); "
             "name the entry that holds them with --output-key"
         )
     return found
+
+
+def _is_empty(logits: Tensor) -> bool:
+    """Without values, or not one for each place."""
+    return logits.numel() == 0 or logits.is_meta or logits.layout != torch.strided
 
 
 # Autograd nodes that only reshape or cast a weight on its way into the operation that uses it.
@@ -264,6 +295,10 @@ def _candidates(model: nn.Module, channels: int) -> str:
     return ", ".join(names) or f"(no layer has {channels} outputs; is the number of classes right?)"
 
 
+_OF_DEVICE = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
+
+_SMALL = 32  # images whose sides are at least this long are not padded unless a divisor wants it
+
 _LARGEST_DIVISOR = 64  # a network whose sides must be multiples of more takes one size
 
 
@@ -365,6 +400,7 @@ class Segmenter(nn.Module):
         self.pixels = pixels
         self.output_key = output_key
         self.align_corners = align_corners
+        self._least: int | None = None
         self.origin = origin or Origin("object", type(model).__name__)
         example, channels = self._try_out(example_size, in_channels)
         self.in_channels = example.shape[1]
@@ -432,8 +468,29 @@ class Segmenter(nn.Module):
 
         One sigmoid logit z becomes the two logits (0, z), whose softmax is (1 − σ(z), σ(z)).
         """
-        logits = main_logits(self.model(self.preprocess(images)), self.output_key).float()
+        logits = main_logits(self._call(self.preprocess(images)), self.output_key).float()
+        if len(logits) != len(images):
+            raise ModelError(
+                f"the network {type(self.model).__name__} returns logits of {len(logits)} images for a batch of "
+                f"{len(images)}; repair its code"
+            )
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.sigmoid else logits
+
+    def _call(self, inputs: Tensor) -> Any:
+        """The network's output; an error of its own, which is the user's code, is one that names it.
+
+        Errors of the device, such as a lack of memory, and of several processes stay what they are.
+        """
+        try:
+            return self.model(inputs)
+        except Exception as error:
+            if isinstance(error, (Das3Error, *_OF_DEVICE)) or process_count() > 1:
+                raise
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            raise ModelError(
+                f"the network {type(self.model).__name__} fails on a batch of shape {tuple(inputs.shape)} "
+                f"({type(error).__name__}: {reason}); give images and a --crop that it takes, or repair its code"
+            ) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits B×C×H×W float32 at the size of the images, B×K×H×W in [0, 1], of any H and W.
@@ -452,7 +509,7 @@ class Segmenter(nn.Module):
     def takes(self, height: int, width: int) -> bool:
         """Whether the network can be run on images of this size, which some that take one size only can't."""
         example = next(self.model.parameters()).new_zeros((1, self.in_channels, height, width))
-        with contextlib.suppress(RuntimeError, ValueError, AssertionError), evaluating(self.model), torch.no_grad():
+        with contextlib.suppress(ModelError), evaluating(self.model), torch.no_grad():
             self(example)
             return True
         return False
@@ -470,8 +527,27 @@ class Segmenter(nn.Module):
             values = F.interpolate(values, size=padded, mode="bilinear", align_corners=self.align_corners)
         return values[..., :height, :width]
 
+    def _least_side(self) -> int:
+        """Smallest side, up to 32 pixels, that the network can be run on: its strides may leave nothing of less.
+
+        Found by trying, when the first image comes that is smaller than 32 pixels.
+        """
+        if self._least is None:
+            like = next(self.model.parameters())
+            for side in (1, 2, 4, 8, 16, _SMALL):
+                self._least = side
+                example = like.new_zeros(
+                    (1, self.in_channels, side + -side % self.divisor, side + -side % self.divisor)
+                )
+                with contextlib.suppress(Exception), evaluating(self.model), torch.no_grad():
+                    if main_logits(self.model(example), self.output_key).numel():
+                        break
+        return self._least or 1
+
     def _padded(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
+        if min(height, width) < _SMALL:
+            height, width = max(height, self._least_side()), max(width, self._least_side())
         if self.square:
             height = width = max(height, width)
         return height + -height % self.divisor, width + -width % self.divisor

@@ -33,7 +33,7 @@ __all__ = [
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "mirror": lambda images: images.flip(-1),
-    "smaller": lambda images: F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True),
+    "smaller": lambda images: _smaller(images),
     "darker": lambda images: images**1.25,
     "lighter": lambda images: images**0.8,
     "warm": lambda images: _tinted(images, (1.1, 1.0, 0.85)),
@@ -44,6 +44,13 @@ VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 COLOR_VIEWS = ("darker", "lighter", "warm", "cold", "grayscale")
 """The views in another light or colour."""
+
+
+def _smaller(images: Tensor) -> Tensor:
+    """Three quarters of the size; of one pixel, none would be left."""
+    if min(images.shape[-2:]) < 2:
+        return images
+    return F.interpolate(images, scale_factor=0.75, mode="bilinear", antialias=True)
 
 
 def _tinted(images: Tensor, tint: tuple[float, float, float]) -> Tensor:

@@ -92,7 +92,7 @@ class LoopOptions:
         checkpoint_every: number of steps between two checkpoints.
     """
 
-    batch_size: int = option(8, low=1)
+    batch_size: int = option(8, low=1, high=65536)
     accumulate: int = option(1, low=1, high=100_000)
     optimizer: Literal["adamw", "sgd"] = option("adamw", choices=("adamw", "sgd"))
     weight_decay: float = option(0.01, low=0)
@@ -134,5 +134,5 @@ class StageOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise RecipeError(f"scale={self.scale!r} must be two finite factors above 0, the smaller one first")
+        if len(self.scale) != 2 or not 0.1 <= self.scale[0] <= self.scale[1] <= 10:
+            raise RecipeError(f"scale={self.scale!r} must be two factors from 0.1 to 10, the smaller one first")

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from das3.data.bad_images import sound_images
 from das3.data.images import Images, resize_image, resized_shape
 from das3.data.labels import Labelled
 from das3.data.open import open_images
 from das3.data.pixels import Pixel
 from das3.data.samples import auto_crop
-from das3.errors import RecipeError
+from das3.errors import ModelError, RecipeError
 from das3.evaluation.evaluate import evaluate
 from das3.models.image_reading import fit_images
 from das3.recipe import Recipe
@@ -168,6 +169,8 @@ def dry_run(recipe: Recipe, *, trust: bool = False) -> DryRun:
         TrainingError: if a loss is not finite.
     """
     source = open_images(recipe.images)
+    if recipe.on_bad_image == "skip":
+        source, _, _ = sound_images(source)
     segmenter = open_model(recipe, trust=trust)
     source = fit_images(source, segmenter, recipe)
     source.verify()
@@ -207,7 +210,7 @@ def affordable(recipe: Recipe, segmenter: Segmenter, images: Images, fabric: Fab
             began = time.perf_counter()
             segmenter(example)
             forward = (time.perf_counter() - began) / example[0, 0].numel()
-    except (RuntimeError, ValueError, AssertionError):  # a network that takes one size only
+    except (ModelError, RuntimeError, ValueError, AssertionError):  # a network that takes one size only
         return 1.0
     trained = _steps(fabric) * recipe.batch_size * math.prod(recipe.crop) * 4  # backward takes twice as long as forward
     prepared = _PASSES * sum(math.prod(images.size(i)) for i in _largest(images, 2))

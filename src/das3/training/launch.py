@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from das3.data.bad_images import SkippedImage, describe_skipped
 from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
@@ -52,7 +54,7 @@ def open_model(recipe: ModelOptions, model: str | Path | nn.Module | None = None
         raise RecipeError("no model given; name one with --model, e.g. a folder saved by Hugging Face, smp or das3")
     segmenter = load_segmenter(
         chosen,
-        weights=Path(recipe.weights) if recipe.weights else None,
+        weights=Path(recipe.weights) if recipe.weights is not None else None,
         classifier=recipe.classifier,
         num_classes=recipe.num_classes,
         class_names=recipe.class_names,
@@ -128,6 +130,7 @@ def launch_run(
     report: bool = False,
     guard: GuardMode = "off",
     measure_candidates: bool = False,
+    skipped: Sequence[SkippedImage] = (),
 ) -> Result:
     """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
 
@@ -147,6 +150,7 @@ def launch_run(
         report: write report.html at the end.
         guard: how the model that is handed back is chosen, see `das3.selection.guard.GuardMode`.
         measure_candidates: with `evaluation`, also measure every candidate that the guard had.
+        skipped: images that were left out since they can't be read, for the screen and summary.json.
 
     Raises:
         RecipeError: if the device is not there, or the folder holds another run.
@@ -159,7 +163,7 @@ def launch_run(
         with Display(quiet=quiet or not is_first_process()) as display:
             display.say(segmenter.describe())
             display.say(f"{len(images)} images, on {_where(fabric)}, into {run.folder}")
-            for line in how_read(images):
+            for line in [*how_read(images), *describe_skipped(skipped)]:
                 display.say(line)
             images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
             reporter = RunReporter(run.folder, on=report and is_first_process(), say=display.say, track=display.track)
@@ -181,7 +185,9 @@ def launch_run(
 
             def write() -> dict[str, Any]:
                 save_segmenter(segmenter, run.folder / "model", state_dict=state_dict)
-                return run.write_summary(outcome.rows, more=_verdict_of(outcome))
+                return run.write_summary(
+                    outcome.rows, more=_verdict_of(outcome) | {"skipped_images": [asdict(one) for one in skipped]}
+                )
 
             summary = on_first_process(write)
             reporter.write()

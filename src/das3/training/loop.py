@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from das3.data.samples import Sample, Samples
 from das3.distributed import average_gradients, process_rank
 from das3.ema import ExponentialMovingAverage
-from das3.errors import DivergedError, RecipeError
+from das3.errors import DivergedError, ModelError, RecipeError
 from das3.norms import set_norm_mode, training_norms
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
@@ -136,6 +136,7 @@ def train(
 
     Raises:
         TrainingError: if a loss is not finite.
+        ModelError: if there is nothing to train.
         RecipeError: if the batch can't be divided among the processes.
     """
     settings: StageOptions = stage.options
@@ -143,6 +144,11 @@ def train(
         return
     with _trained(segmenter):
         groups = parameter_groups(segmenter, stage, options.weight_decay)
+        if not groups:
+            raise ModelError(
+                f"stage {stage.name} has nothing to train: all parameters that it would change are frozen in the model "
+                "(or there are none); unfreeze some (requires_grad_(True)), or leave the stage out with --stages"
+            )
         model, optimizer = fabric.setup(segmenter, _optimizer(groups, options))
         ema = ExponentialMovingAverage(segmenter, options.ema_decay) if options.ema_decay else None
         first = 0

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from das3.errors import printable
 from das3.training.loop import Record
 
 __all__ = ["Display", "NotebookBars"]
@@ -54,7 +55,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print("\n".join(map(printable, text.split("\n"))), highlight=False, soft_wrap=True, markup=False)
 
     def track(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
         """Pass the items through, counting."""

@@ -30,7 +30,18 @@ from das3.training.loop import Record
 __all__ = ["NON_RESULT_OPTIONS", "Log", "Run", "begin_after", "weights_after"]
 
 NON_RESULT_OPTIONS = frozenset(
-    {"format", "out", "device", "devices", "workers", "log_every", "checkpoint_every", "cache_gib", "report"}
+    {
+        "format",
+        "out",
+        "device",
+        "devices",
+        "workers",
+        "log_every",
+        "checkpoint_every",
+        "cache_gib",
+        "report",
+        "on_bad_image",
+    }
 )
 """Options that don't change what comes out: where a run lies and how it is watched."""
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from das3.data.bad_images import SkippedImage, sound_labelled
 from das3.data.images import resize_label
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
@@ -104,6 +105,7 @@ def train_supervised(
     resume: bool = False,
     quiet: bool = False,
     name: str = "supervised",
+    skipped: Sequence[SkippedImage] = (),
 ) -> Result:
     """Train a segmenter in place on labelled images, into the run folder `recipe.out`.
 
@@ -115,13 +117,23 @@ def train_supervised(
         resume: continue the run where it stopped.
         quiet: show no progress.
         name: of the row in summary.json.
+        skipped: images that were left out.
 
     Raises:
         RecipeError, DataError, ModelError: before training, if something does not fit.
     """
     labelled.check(sample=32)
     phase = Phase(name, lambda: Supervised(part_of(recipe, StageOptions), labelled))
-    return launch_run(segmenter, labelled.images, [phase], recipe, evaluation=evaluation, resume=resume, quiet=quiet)
+    return launch_run(
+        segmenter,
+        labelled.images,
+        [phase],
+        recipe,
+        evaluation=evaluation,
+        resume=resume,
+        quiet=quiet,
+        skipped=skipped,
+    )
 
 
 def train_source(
@@ -158,6 +170,11 @@ def train_source(
     recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
     torch.manual_seed(recipe.seed)
     segmenter = open_model(recipe, recipe.model or "das3:small", trust=trust)
+    skipped: list[SkippedImage] = []
+    if recipe.on_bad_image == "skip":
+        labelled, skipped = sound_labelled(labelled)
     labelled = labelled.read_as(fit_images(labelled.images, segmenter, recipe))
     evaluation = open_evaluation(recipe, segmenter)
-    return train_supervised(segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
+    return train_supervised(
+        segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet, skipped=skipped
+    )
