@@ -4,12 +4,13 @@
     python benchmarks/speed.py --only step/align    # rows whose name begins so; the others in the file stay
     python benchmarks/speed.py --check              # print only
 
-Both sides of a ratio are measured in turn, a few steps each, in one process, so that what else the machine does falls on
-both. On a GPU seconds are counted; on a CPU the seconds of one thread of this process, which other processes do not
-change.
+Both sides of a ratio are measured in turn, a few steps each, in one process, so that what else the machine does falls
+on both. On a GPU seconds are counted; on a CPU the seconds of one thread of this process, which other processes do not
+change much.
 
-What is bare: a supervised step of the network, its inputs on the device (forward, upsampling to the image, cross-entropy,
-backward, AdamW); inference is forward, upsampling and argmax. What is measured of das3: the real loop, stages and samples.
+What is bare: a supervised step of the network, its inputs on the device (forward, upsampling to the image,
+cross-entropy, backward, AdamW); inference is forward, upsampling and argmax. What is measured of das3: the real loop,
+stages and samples.
 
 Rows hold name, device, default (nothing but defaults is used, batch size and images being named), ratio (the median),
 p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
@@ -219,7 +220,9 @@ class Turns:
 
 
 @contextmanager
-def prepared(bench: Bench, segmenter: Segmenter, images: Images, name: str, batch: int, **options: Any) -> Iterator[Any]:
+def prepared(
+    bench: Bench, segmenter: Segmenter, images: Images, name: str, batch: int, **options: Any
+) -> Iterator[Any]:
     """A stage with its samples and its context."""
     with tempfile.TemporaryDirectory(prefix="das3-speed-") as folder:
         kind = find_stage(name)
@@ -269,22 +272,27 @@ def memory_rows(bench: Bench, folder: Path) -> None:
     images = resized(open_images(folder / "jpeg"), Recipe())
     for title, (kind, batch) in bench.setting.networks.items():
         for name in STAGES:
-            if not bench.wants(f"memory/{name}/{title}"):
-                continue
-            segmenter = network(kind).to(bench.fabric.device)
-            bare = BareStep(bench, segmenter, batch)
-            theirs = peak(bench, bare.network, bare, lambda: 16 * sum(p.numel() for p in bare.network.parameters()))
-            del bare
-            search = {"color_transforms": False} | ({} if name == "align" else {"upscale": False})
-            with prepared(bench, segmenter, images, name, batch, steps=2, lr=1e-6, **search) as (stage, samples, context):
-                recipe = replace(Recipe(), batch_size=batch)
-                ours = peak(
-                    bench,
-                    segmenter,
-                    lambda: train(bench.fabric, segmenter, stage, Ready(samples, batch), recipe, seed=context.seed),
-                    lambda: _fixed_bytes(segmenter, stage, recipe),
-                )
-            bench.add(f"memory/{name}/{title}", [ours / 2**20], [theirs / 2**20], unit="mib")
+            if bench.wants(f"memory/{name}/{title}"):
+                memory_row(bench, f"memory/{name}/{title}", network(kind).to(bench.fabric.device), images, batch)
+
+
+def memory_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, batch: int) -> None:
+    bare = BareStep(bench, segmenter, batch)
+    weights = sum(p.numel() for p in bare.network.parameters())
+    theirs = peak(bench, bare.network, bare, lambda: 16 * weights)
+    del bare
+    kind = name.split("/")[1]
+    search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
+    with prepared(bench, segmenter, images, kind, batch, steps=2, lr=1e-6, **search) as (stage, samples, context):
+        recipe = replace(Recipe(), batch_size=batch)
+        ready, seed = Ready(samples, batch), context.seed
+        ours = peak(
+            bench,
+            segmenter,
+            lambda: train(bench.fabric, segmenter, stage, ready, recipe, seed=seed),
+            lambda: _fixed_bytes(segmenter, stage, recipe),
+        )
+    bench.add(name, [ours / 2**20], [theirs / 2**20], unit="mib")
 
 
 def peak(bench: Bench, module: nn.Module, work: Callable[[], Any], fixed: Callable[[], int]) -> float:
@@ -365,8 +373,7 @@ def label_rows(bench: Bench, folder: Path) -> None:
 
 
 def prepare_rows(bench: Bench, folder: Path) -> None:
-    """Of images twice as large as the crop, where preparing costs more."""
-    (title, (kind, _)), batch = next(iter(bench.setting.networks.items())), 8
+    (kind, batch) = next(iter(bench.setting.networks.values()))
     for number in bench.setting.prepared:
         for name in STAGES:
             if not bench.wants(f"prepare/{name}/{number}"):
