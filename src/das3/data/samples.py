@@ -166,6 +166,7 @@ class Samples(Dataset[Sample]):
         self.images, self.view, self.maps, self.rare = images, view, maps, rare
         self.seed = tuple(seed)
         self.order = np.asarray(order if order is not None else range(len(images)))
+        self._epochs: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def pick(self, n: int, salt: int = 0) -> int:
         """Index of the image that sample n shows."""
@@ -180,8 +181,14 @@ class Samples(Dataset[Sample]):
         if drawn:
             return drawn
         epoch, position = divmod(n, len(self.order))
-        order = np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))
-        return int(self.order[order[position]]), None
+        return int(self.order[self._permutation(epoch, salt)[position]]), None
+
+    def _permutation(self, epoch: int, salt: int) -> NDArray[np.int64]:
+        """That of an epoch; the last one is kept, since making it takes as long as the set is large."""
+        if self._epochs.get(salt, (-1,))[0] != epoch:
+            permutation = np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))
+            self._epochs[salt] = epoch, permutation
+        return self._epochs[salt][1]
 
     def cut(self, index: int, rng: np.random.Generator) -> Sample:
         """One random view of image `index` and its maps."""

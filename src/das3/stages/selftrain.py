@@ -85,8 +85,10 @@ class SelfTrain(Stage[SelfTrainOptions]):
         self.priors = class_priors(chosen)
         if options.thresholds == "data":
             self.thresholds = data_set_thresholds(chosen, options.top_fraction, adjust=self._adjusted)
-        store = self.pseudo_labels = chosen.label_all("labels", self._label)
-        samples = context.samples(options, maps=store.maps("labels", "negatives"))
+        samples = context.samples(options)
+        groups = None if options.rare_temperature else context.drawn_groups(samples, options.steps)
+        store = self.pseudo_labels = chosen.label_all("labels", self._label, groups=groups)
+        samples.maps = store.maps("labels", "negatives")
         if options.rare_temperature:
             samples.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
         return samples
