@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 
 import reference
 from das3.losses import (
+    bidirectional_losses,
     diversity_loss,
+    entropy_and_mean_prediction,
     entropy_of_probs,
+    focal_entropy,
     focal_entropy_loss,
     mean_prediction,
     mutual_information,
@@ -103,6 +106,38 @@ def all_losses(logits, valid=None):
         "negative": negative_loss(logits, negatives, valid=valid),
         "pooled": negative_loss(logits, negatives, valid=valid, form="pooled"),
     }
+
+
+@given(seeds, st.booleans(), st.sampled_from(["separate", "pooled"]))
+def test_losses_that_share_a_softmax_are_the_single_ones(seed, whole, form):
+    """Values and gradients, and the gradient of both at once."""
+    rng = np.random.default_rng(seed)
+    valid = None if whole else torch.from_numpy(rng.random((2, 3, 4)) < 0.7)
+    labels = torch.from_numpy(np.where(rng.random((2, 3, 4)) < 0.5, 255, rng.integers(0, 5, (2, 3, 4))))
+    labels = labels if valid is None else labels.masked_fill(~valid, 255)
+    logits, twin = (draw_logits(seed, spread=1.0).requires_grad_() for _ in range(2))
+    negatives = twin.detach().softmax(1) < 0.1
+    ours = bidirectional_losses(logits, labels, negatives, valid=valid, form=form)
+    wanted = positive_loss(twin, labels), negative_loss(twin, negatives, valid=valid, form=form)
+    entropy, mean = entropy_and_mean_prediction(logits, valid=valid)
+    ours += focal_entropy(entropy, valid=valid), diversity_loss(mean)
+    wanted += focal_entropy_loss(twin, valid=valid), diversity_loss(mean_prediction(twin, valid=valid))
+    torch.testing.assert_close(ours, wanted)
+    for losses in (ours, wanted):
+        (losses[0] + 2 * losses[1] + 3 * losses[2] + 4 * losses[3]).backward()
+    torch.testing.assert_close(logits.grad, twin.grad)
+
+
+def test_a_softmax_that_is_shared_is_kept_once():
+    """Of the logits' size autograd keeps one tensor of floats, and of bytes as many as there are classes and pixels."""
+    logits = draw_logits(0, height=16, width=16).float().requires_grad_()
+    labels, negatives = torch.zeros(2, 16, 16, dtype=torch.uint8), logits.detach() < 0
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append((t.numel(), t.dtype)) or t, lambda t: t):
+        torch.stack(bidirectional_losses(logits, labels, negatives)).sum()
+        torch.stack([x.sum() for x in entropy_and_mean_prediction(logits)]).sum()
+    large = [dtype for numel, dtype in shapes if numel == logits.numel()]
+    assert sorted(map(str, large)) == ["torch.bool", "torch.float32", "torch.float32"]
 
 
 @pytest.mark.parametrize("name", list(all_losses(draw_logits(0))))

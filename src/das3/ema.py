@@ -15,6 +15,19 @@ __all__ = ["ExponentialMovingAverage", "copy_weights", "ema_update", "frozen_cop
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+def _lerp(values: Mapping[str, Tensor], towards: Mapping[str, Tensor], share: float) -> None:
+    """Move `values` by a share of the way, in one launch for all tensors of a kind; counters are copied."""
+    kept, now = [], []
+    for name, value in towards.items():
+        if value.dtype.is_floating_point:
+            kept.append(values[name])
+            now.append(value)
+        else:
+            values[name].copy_(value)
+    if kept:
+        torch._foreach_lerp_(kept, now, share)
+
+
 class ExponentialMovingAverage:
     """Exponential moving average of the parameters and buffers of a network.
 
@@ -36,11 +49,7 @@ class ExponentialMovingAverage:
         """Update with the weights of one more step."""
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)
-        for name, value in network.state_dict().items():
-            if value.dtype.is_floating_point:
-                self.values[name].lerp_(value, share)
-            else:
-                self.values[name].copy_(value)
+        _lerp(self.values, network.state_dict(), share)
 
     def copy_to(self, network: nn.Module) -> None:
         """Copy the average into the network."""
@@ -95,7 +104,6 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
 
     Source: Tarvainen & Valpola (NeurIPS 2017), mean teacher.
     """
-    for kept, now in zip(teacher.parameters(), student.parameters(), strict=True):
-        kept.lerp_(now, 1 - decay)
+    _lerp(dict(teacher.named_parameters()), dict(student.named_parameters()), 1 - decay)
     for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
         old.copy_(new)

@@ -14,12 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from das3.distributed import average_over_processes, mean_over_processes
+from das3.distributed import average_over_processes, mean_over_processes, sum_over_processes
+from das3.softmax_sums import entropies, label_sums, pairs, pairwise_sum, weighted_entropies
 
 __all__ = [
     "IGNORE_INDEX",
+    "bidirectional_losses",
     "diversity_loss",
+    "entropy_and_mean_prediction",
     "entropy_of_probs",
+    "focal_entropy",
     "focal_entropy_loss",
     "masked_mean",
     "mean_prediction",
@@ -52,11 +56,12 @@ def normalized_entropy(logits: Tensor) -> Tensor:
 
     Source: DAS3 (arXiv 2106.11653), H(p) = −Σ_c p_c log p_c / log C.
     """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    log_probs = F.log_softmax(logits, dim=1)
-    # A class of logit −∞ has p log p = 0, where 0 · −∞ would be NaN.
-    finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
-    return -(log_probs.exp() * finite).sum(dim=1) / math.log(logits.shape[1])
+    return entropies(_wide(logits))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 or better."""
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 
 def entropy_of_probs(probs: Tensor) -> Tensor:
@@ -81,7 +86,13 @@ def focal_entropy_loss(
 
     Source: DAS3, L_fent = (1/N) Σ_i α (1 − H_i)^γ H_i; the factor is in the graph as in the ATP release.
     """
-    entropy = normalized_entropy(logits)
+    return focal_entropy(normalized_entropy(logits), gamma=gamma, alpha=alpha, valid=valid, detach_focus=detach_focus)
+
+
+def focal_entropy(
+    entropy: Tensor, *, gamma: float = 5.0, alpha: float = 1.0, valid: Tensor | None = None, detach_focus: bool = False
+) -> Tensor:
+    """The same from entropies B×H×W in [0, 1]."""
     # Rounding can leave H a hair above 1, where a fractional power is NaN.
     focus = (1 - entropy).clamp(min=0) ** gamma
     return alpha * masked_mean((focus.detach() if detach_focus else focus) * entropy, valid)
@@ -100,13 +111,15 @@ def mean_prediction(logits: Tensor, *, entropy_weight: float = 3.0, valid: Tenso
 
     Source: DAS3, p̄ = Σ_i w_i p_i / N of the weighted diversity loss.
     """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    weight = torch.exp(-entropy_weight * normalized_entropy(logits.detach()))
-    probs = logits.softmax(dim=1)
-    if valid is None:
-        return mean_over_processes(torch.einsum("bhw,bchw->c", weight, probs), weight.numel())
-    weight, probs = torch.where(valid, weight, 0), torch.where(valid.unsqueeze(1), probs, 0)
-    return mean_over_processes(torch.einsum("bhw,bchw->c", weight, probs), valid.sum())
+    return entropy_and_mean_prediction(logits, entropy_weight=entropy_weight, valid=valid)[1]
+
+
+def entropy_and_mean_prediction(
+    logits: Tensor, *, entropy_weight: float = 3.0, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`normalized_entropy` and `mean_prediction` from one softmax; the entropy of pixels that do not count is 1."""
+    entropy, sums = weighted_entropies(_wide(logits), entropy_weight, valid)
+    return entropy, mean_over_processes(sums, entropy.numel() if valid is None else valid.sum())
 
 
 def diversity_loss(mean: Tensor, prior: Tensor | None = None) -> Tensor:
@@ -142,8 +155,7 @@ def positive_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = IGNORE_
 
     Source: DAS3, L_pos.
     """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(_wide(logits), labels.long(), ignore_index=ignore_index, reduction="sum")
     return mean_over_processes(total, (labels != ignore_index).sum())
 
 
@@ -170,11 +182,36 @@ def negative_loss(
 
     Source: DAS3, L_neg.
     """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-    ruled_out = logits.softmax(dim=1) * negatives
-    if form == "pooled":
-        ruled_out = ruled_out.sum(dim=1, keepdim=True)
-    return masked_mean(-torch.log((1 - ruled_out).clamp(min=eps)).sum(dim=1), valid)
+    _, total = label_sums(_wide(logits), None, negatives, valid=valid, form=form, eps=eps, ignore_index=IGNORE_INDEX)
+    return _mean_of_pixels(total, negatives, valid)
+
+
+def bidirectional_losses(
+    logits: Tensor,
+    labels: Tensor,
+    negatives: Tensor,
+    *,
+    valid: Tensor | None = None,
+    form: Literal["separate", "pooled"] = "separate",
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """`positive_loss` and `negative_loss` from one softmax; labels count where `valid`.
+
+    Args:
+        logits, labels: see `positive_loss`.
+        negatives, valid, form, eps: see `negative_loss`.
+    """
+    positive, negative = label_sums(
+        _wide(logits), labels, negatives, valid=valid, form=form, eps=eps, ignore_index=IGNORE_INDEX
+    )
+    known = labels != IGNORE_INDEX
+    labelled = (known if valid is None else known & valid).sum()
+    return mean_over_processes(positive, labelled), _mean_of_pixels(negative, negatives, valid)
+
+
+def _mean_of_pixels(total: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
+    """A sum over the valid pixels of B×C×H×W as their mean."""
+    return mean_over_processes(total, like[:, 0].numel() if valid is None else valid.sum())
 
 
 def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None, contrast: float = 0.03) -> Tensor:
@@ -198,19 +235,32 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
     Source: ours, after the dense CRF's appearance kernel (Krähenbühl and Koltun, NeurIPS 2011) and its use as a local
     loss, gated CRF (Obukhov et al., 2019), whose 1 − p_i · p_j would also make unsure pixels sure.
     """
-    logits = logits if logits.dtype.itemsize >= 4 else logits.float()
+    logits = _wide(logits)
     if min(logits.shape[-2:]) < 2:  # no pairs
         return 0 * logits.softmax(dim=1).sum()
     probs = F.avg_pool2d(logits.softmax(dim=1), 2)
-    colour = torch.log(F.avg_pool2d(image.to(logits.dtype), 2) + _DARK)
-    inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(logits.dtype), 2)
+    with torch.no_grad():
+        weights = _pair_weights(F.avg_pool2d(image.to(probs.dtype), 2), valid, contrast)
+    return sum_over_processes(pairwise_sum(probs, weights))
+
+
+def _pair_weights(image: Tensor, valid: Tensor | None, contrast: float) -> dict[tuple[int, int], Tensor]:
+    """k_ij over the number of pairs, for each of the eight ways to a neighbour, see `pairwise_loss`.
+
+    Args:
+        image: B×K×h×w at half resolution.
+        valid: boolean B×H×W, of the whole image.
+        contrast: see there.
+    """
+    colour = torch.log(image + _DARK)
+    inside = torch.ones_like(colour[:, 0]) if valid is None else F.avg_pool2d(valid.to(colour.dtype), 2)
     inside = inside == 1
     steps = {way: _squared(colour, *way) for way in _DIRECTIONS}
     counted = {way: _both(inside, *way) for way in _DIRECTIONS[:2]}
     total = torch.stack([torch.where(counted[way], steps[way], 0).sum(dim=(1, 2)) for way in counted]).sum(dim=0)
     usual = total / torch.stack([where.sum(dim=(1, 2)) for where in counted.values()]).sum(dim=0).clamp(min=1)
     scale = (contrast * usual + 1e-5)[:, None, None]
-    terms = []
+    kernels, there = {}, {}
     for reach in _REACHES:
         for rows, columns in _DIRECTIONS:
             pair = reach * rows, reach * columns
@@ -220,27 +270,19 @@ def pairwise_loss(logits: Tensor, image: Tensor, *, valid: Tensor | None = None,
                 left = step if columns >= 0 else reach - 1 - step
                 part = steps[rows, columns][:, step * rows :, left * abs(columns) :][:, :height, :width]
                 apart = torch.maximum(apart, part)
-            terms.append(masked_mean(torch.exp(-apart / scale) * _squared(probs, *pair), _both(inside, *pair)))
-    return torch.stack(terms).mean()
-
-
-def _pairs(values: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """…×H×W values of the pixels that have one `rows` ≥ 0 below and `columns` to the right, and the values of those."""
-    height, width = max(values.shape[-2] - rows, 0), max(values.shape[-1] - abs(columns), 0)
-    left, right = max(-columns, 0), max(columns, 0)
-    return (
-        values[..., :height, left : left + width],
-        values[..., rows : rows + height, right : right + width],
-    )
+            there[pair] = _both(inside, *pair)
+            kernels[pair] = torch.where(there[pair], torch.exp(-apart / scale), 0)
+    counts = sum_over_processes(torch.stack([where.sum() for where in there.values()])).clamp(min=1)
+    return {pair: kernels[pair] / (count * len(kernels)) for pair, count in zip(kernels, counts, strict=True)}
 
 
 def _squared(values: Tensor, rows: int, columns: int) -> Tensor:
-    one, other = _pairs(values, rows, columns)
+    one, other = pairs(values, rows, columns)
     return (one - other).square().sum(dim=1)
 
 
 def _both(inside: Tensor, rows: int, columns: int) -> Tensor:
-    one, other = _pairs(inside, rows, columns)
+    one, other = pairs(inside, rows, columns)
     return one & other
 
 

@@ -1,6 +1,7 @@
 """Images of every usual format and mode, from every kind of source, against pictures whose pixels are known."""
 
 import pickle
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -324,9 +325,9 @@ class Counting(Images):
         return COLOR if i == 0 else GREY[..., None].repeat(3, 2)[:, :5]
 
 
-def test_resized_images_are_kept_only_if_all_fit() -> None:
+def test_as_many_resized_images_are_kept_as_fit() -> None:
     needed = 3 * (3 * 5 + 4 * 3)
-    for budget, reads in ((needed, 2), (needed - 1, 6), (0, 6)):
+    for budget, reads in ((needed, 2), (needed - 1, 4), (10, 6), (0, 6)):
         source = Counting()
         resized = source.resized(3, cache_bytes=budget)
         assert resized.names == ["a", "b"]
@@ -345,4 +346,15 @@ def test_workers_are_sent_no_pixels(tmp_path: Path) -> None:
     copy = pickle.dumps(images)
     assert len(copy) < 2000
     np.testing.assert_array_equal(pickle.loads(copy)[0], first)
-    assert images[0] is first
+    assert np.shares_memory(images[0], first)
+
+
+def test_processes_share_what_was_decoded() -> None:
+    """What a worker process decoded is there for the others, and the memory is not taken for each of them."""
+    resized = Counting().resized(3, cache_bytes=1000)
+    reader = get_context("fork").Process(target=resized.__getitem__, args=(0,))
+    reader.start()
+    reader.join()
+    resized.images.reads = 0  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(resized[0], resize_image(COLOR, 3))
+    assert resized.images.reads == 0  # type: ignore[attr-defined]

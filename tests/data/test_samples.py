@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from das3.data.rare_classes import RareClasses
-from das3.data.samples import Augmentation, Samples, auto_crop
+from das3.data.samples import Augmentation, Samples, auto_crop, hue_rotation
 
 
 def scene(seed=0, height=20, width=30):
@@ -51,6 +51,27 @@ def test_colour_changes_stay_in_range_and_leave_the_labels():
     assert sample["image"].max() <= 1
     assert (sample["labels"].numpy() == maps["labels"]).all()
     assert not np.allclose(sample["image"][0] * 255, image[..., 0], atol=2)
+
+
+@given(st.floats(-1, 1))
+def test_hue_is_turned_about_the_greys(angle):
+    turn = hue_rotation(angle)
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(turn @ torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+    third = hue_rotation(2 * np.pi / 3)  # red becomes green
+    torch.testing.assert_close(third @ torch.eye(3, dtype=torch.float64)[0], torch.eye(3, dtype=torch.float64)[1])
+
+
+def test_one_matrix_is_brightness_saturation_contrast_and_hue_in_this_order():
+    image, rng = torch.from_numpy(np.random.default_rng(1).uniform(0.4, 0.6, (3, 8, 9))), np.random.default_rng(7)
+    ours = Augmentation((8, 9), color=0.2)._recolored(image.float(), np.random.default_rng(7))
+    brightness, contrast, saturation = 1 + 0.2 * rng.uniform(-1, 1, 3)
+    changed = image * brightness
+    grey = changed.mean(dim=0, keepdim=True)
+    changed = grey + (changed - grey) * saturation
+    changed = changed.mean() + (changed - changed.mean()) * contrast
+    changed = torch.einsum("ij,jhw->ihw", hue_rotation(0.06 * np.pi * rng.uniform(-1, 1)), changed)
+    torch.testing.assert_close(ours.double(), changed, rtol=1e-5, atol=1e-6)
 
 
 def make(count=7, **kwargs):

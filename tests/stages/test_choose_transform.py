@@ -16,7 +16,13 @@ from das3.losses import entropy_of_probs, mutual_information
 from das3.norms import reestimate
 from das3.registry import find_stage
 from das3.segmenter import Preprocess, Segmenter
-from das3.stages.choose_transform import ConfidenceStatistics, choose_input_transform, confidence_statistics
+from das3.stages.choose_transform import (
+    MAX_IMAGES_FOR_FIRST_LOOK,
+    MAX_IMAGES_FOR_SEARCH,
+    ConfidenceStatistics,
+    choose_input_transform,
+    confidence_statistics,
+)
 from das3.stages.context import StageContext
 from das3.training.loop import make_fabric
 
@@ -370,3 +376,22 @@ def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
     assert not segmenter.takes(25, 24)
     context = context_of(tmp_path, segmenter, Lines(WHITE))
     assert best_transform(context, color=False, upscale=True) == "none"
+
+
+def test_a_hopeless_transform_is_tried_on_a_few_images_only(tmp_path, monkeypatch):
+    """And what helps is chosen all the same: most transforms help nothing, and all images under each cost much."""
+    looked = []
+
+    def look(context, name, images=MAX_IMAGES_FOR_SEARCH):
+        looked.append((context.transform_name, images))
+        helps = context.transform_name in ("grayscale", "x1.33")
+        return ConfidenceStatistics(0.5 + 0.1 * helps, 0.3 - 0.1 * helps)
+
+    monkeypatch.setattr("das3.stages.choose_transform.confidence_statistics", look)
+    images = open_images([np.zeros((16, 16, 3), np.uint8)] * 30)
+    segmenter = Segmenter(nn.Conv2d(3, 2, 1), example_size=(16, 16))
+    context = StageContext(make_fabric("cpu", "32"), segmenter, images, tmp_path, (0, 0), (16, 16))
+    assert choose_input_transform(context, upscale=False).transform_name == "grayscale"
+    of_all = [name for name, count in looked if count == MAX_IMAGES_FOR_SEARCH]
+    assert of_all == ["none", "grayscale"]
+    assert {count for _, count in looked} == {MAX_IMAGES_FOR_SEARCH, MAX_IMAGES_FOR_FIRST_LOOK}

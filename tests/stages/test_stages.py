@@ -417,3 +417,16 @@ def test_a_value_at_an_open_bound_or_just_beyond_a_closed_one_is_refused(wrong):
 
 def test_a_stage_promises_everything_unless_its_tags_say_otherwise():
     assert StageTags() == StageTags(ignores_padding=True, equal_over_processes=True)
+
+
+def test_of_a_large_set_only_the_images_that_are_drawn_are_labelled(tmp_path):
+    stage = find_stage("selftrain")(find_stage("selftrain").Options(steps=2, color_transforms=False, upscale=False))
+    images = open_images([ImagesWithSealedLabels()[i % 4][0] for i in range(20)])
+    context = StageContext(make_fabric("cpu", "32"), network(), images, tmp_path, SEED, (32, 32), 2, accumulate=2)
+    samples = stage.prepare(context)
+    drawn = {samples.pick(n) for n in range(8)}
+    assert {i for i in range(20) if stage.pseudo_labels.has(i)} == drawn
+    assert all("labels" in samples[n] for n in range(8))
+    stage.options = dataclasses.replace(stage.options, steps=100)
+    stage.prepare(dataclasses.replace(context, folder=tmp_path / "more"))
+    assert all(stage.pseudo_labels.has(i) for i in range(20))

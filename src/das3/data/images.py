@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import warnings
 from collections import Counter
@@ -248,9 +249,11 @@ class Images(Sequence[Pixel]):
     Attributes:
         names: one key per image, unique: the path below the folder without its suffix.
         pixels: how samples become bands; None for pictures of 8 bits as RGB.
+        is_thread_safe: whether a thread may read them while another does, which is not asked of a user's dataset.
     """
 
     pixels: Pixels | None = None
+    is_thread_safe: bool = False
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -316,7 +319,7 @@ class Images(Sequence[Pixel]):
         self.sizes()
 
     def resized(self, size: Size, *, cache_bytes: int = 0) -> Images:
-        """The same images at another size, decoded once and kept in memory if all fit into `cache_bytes`."""
+        """The same images at another size, decoded once and kept in memory, as many as fit into `cache_bytes`."""
         return _Resized(self, size, cache_bytes)
 
 
@@ -385,6 +388,7 @@ class ImageFiles(FittedImages):
     def __init__(self, paths: Sequence[Path], root: Path, pixels: Pixels | None = None) -> None:
         self.paths = list(paths)
         self.pixels = pixels
+        self.is_thread_safe = True
         self._forms: dict[int, Form] = {}
         super().__init__(_unique_names([p.relative_to(root) for p in self.paths]))
 
@@ -640,14 +644,13 @@ class _Some(Images):
 
 
 class _Resized(Images):
-    """Another size, and the memory of what was decoded (in each process its own)."""
+    """Another size, and the memory of what was decoded, which the processes that load images have in common."""
 
     def __init__(self, images: Images, size: Size, cache_bytes: int) -> None:
         super().__init__(images.names)
         self.images, self.target = images, size
-        self.pixels = images.pixels
-        needed = sum(self.pixel_bytes * height * width for height, width in self.sizes()) if cache_bytes else 0
-        self.kept: dict[int, _Masked] | None = {} if cache_bytes and needed <= cache_bytes else None
+        self.pixels, self.is_thread_safe = images.pixels, images.is_thread_safe
+        self.kept = _SharedCache(self.sizes(), self.pixel_bytes, cache_bytes) if cache_bytes else None
 
     def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
         return self.masked(i)[0]
@@ -656,9 +659,13 @@ class _Resized(Images):
         """Image i, and H×W where it has data; None where it has everywhere."""
         if self.kept is None:
             return self._read(i)
-        if i not in self.kept:
-            self.kept[i] = self._read(i)
-        return self.kept[i]
+        found = self.kept.get(i)
+        if found is not None:
+            return found, None
+        image, valid = self._read(i)
+        if valid is None:
+            self.kept.put(i, image)
+        return image, valid
 
     def _read(self, i: int) -> _Masked:
         image, valid = self.images.masked(i)
@@ -671,9 +678,57 @@ class _Resized(Images):
         """Without decoding where it can be known."""
         return self.target if isinstance(self.target, tuple) else resized_shape(self.images.size(i), self.target)
 
+
+class _SharedCache:
+    """Decoded images in memory that this process and its children share, the first ones up to a number of bytes.
+
+    Two processes may decode an image at the same time; both then write the same bytes.
+
+    Args:
+        sizes: (height, width) of every image.
+        pixel_bytes: of one pixel, 4 for a float32.
+        limit: bytes of all.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], pixel_bytes: int, limit: int) -> None:
+        ends = np.cumsum([0, *(pixel_bytes * height * width for height, width in sizes)])
+        count = int(np.searchsorted(ends, limit, side="right")) - 1
+        self.sizes, self.pixel_bytes, self.starts = list(sizes[:count]), pixel_bytes, ends[: count + 1].tolist()
+        self.forms: NDArray[np.uint8] | None = None
+        self._map()
+
+    def _map(self) -> None:
+        """Pages take no memory before they are written. One more byte per image: 1 is uint8, 2 float32, 0 not there."""
+        try:
+            if self.sizes:
+                self.bytes = np.frombuffer(mmap.mmap(-1, self.starts[-1]), np.uint8)
+                self.forms = np.frombuffer(mmap.mmap(-1, len(self.sizes)), np.uint8)
+        except OSError:  # no memory: it goes without
+            self.forms = None
+
+    def get(self, i: int) -> Pixel | None:
+        """Image i, a view of the memory; None if it is not there."""
+        if self.forms is None or i >= len(self.sizes) or not self.forms[i]:
+            return None
+        dtype = np.uint8 if self.forms[i] == 1 else np.float32
+        found: Pixel = self.bytes[self.starts[i] : self.starts[i + 1]].view(dtype).reshape(*self.sizes[i], -1)
+        return found
+
+    def put(self, i: int, image: Pixel) -> None:
+        """Keep image i if there is a place for it."""
+        if self.forms is None or i >= len(self.sizes) or image.nbytes != self.starts[i + 1] - self.starts[i]:
+            return
+        if image.shape[:2] == self.sizes[i] and image.dtype in (np.uint8, np.float32):
+            self.bytes[self.starts[i] : self.starts[i + 1]] = np.ascontiguousarray(image).reshape(-1).view(np.uint8)
+            self.forms[i] = 1 if image.dtype == np.uint8 else 2
+
     def __getstate__(self) -> dict[str, Any]:
-        """Worker processes decode for themselves; a copy of all pixels for each would cost more."""
-        return {**self.__dict__, "kept": None if self.kept is None else {}}
+        """A process that is not a fork decodes for itself; a copy of all pixels for each would cost more."""
+        return {**self.__dict__, "bytes": None, "forms": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
 
 
 def find_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ exactly the same samples, and no sampler state has to be saved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -104,17 +105,30 @@ class Augmentation:
             changed, bands = image.clone(), list(self.rgb)
             changed[bands] = replace(self, rgb=None)._recolored(image[bands], rng)
             return changed
-        import kornia
-
         brightness, contrast, saturation = 1 + self.color * rng.uniform(-1, 1, 3)
-        image = image * max(brightness, 0.0)
-        grey = image.mean(dim=0, keepdim=True)
-        image = grey + (image - grey) * max(saturation, 0.0)
-        middle = image.mean()
-        image = middle + (image - middle) * max(contrast, 0.0)
+        brightness, contrast, saturation = max(brightness, 0.0), max(contrast, 0.0), max(saturation, 0.0)
+        grey = torch.full((3, 3), 1 / 3, dtype=torch.float64)
+        colors = brightness * (grey + saturation * (torch.eye(3, dtype=torch.float64) - grey))
+        # Saturation leaves the mean of the three bands as it is, so contrast turns about brightness times the mean.
+        middle = (1 - contrast) * brightness * image.mean(dtype=torch.float64)
         hue = 0.3 * np.pi * self.color * rng.uniform(-1, 1)
-        recolored: Tensor = kornia.enhance.adjust_hue(image.clamp(0, 1), hue)
-        return recolored
+        turned = hue_rotation(hue) @ (contrast * colors)
+        offset = middle.expand(3, 1).float()
+        flat = torch.addmm(offset, turned.float(), image.flatten(1)).clamp_(0, 1)
+        return flat.view_as(image)
+
+
+def hue_rotation(angle: float) -> Tensor:
+    """3×3 float64 matrix that turns the hue of RGB colours by an angle in radians, about the axis of greys.
+
+    Greys stay; the mean of the bands and the distance from grey are kept. Unlike a turn in HSV it is linear, so that it
+    and the changes of brightness, saturation and contrast are one matrix.
+
+    Source: Haeberli, "Matrix operations for image processing" (1993); Rodrigues' formula.
+    """
+    axis = torch.full((3, 3), 1 / 3, dtype=torch.float64)
+    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)
+    return math.cos(angle) * torch.eye(3, dtype=torch.float64) + (1 - math.cos(angle)) * axis + math.sin(angle) * cross
 
 
 def _resize(values: Tensor, window: Sequence[int], crop: tuple[int, int], mode: str, fill: int) -> Tensor:
@@ -153,6 +167,7 @@ class Samples(Dataset[Sample]):
         self.images, self.view, self.maps, self.rare = images, view, maps, rare
         self.seed = tuple(seed)
         self.order = np.asarray(order if order is not None else range(len(images)))
+        self._epochs: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     def pick(self, n: int, salt: int = 0) -> int:
         """Index of the image that sample n shows."""
@@ -167,8 +182,14 @@ class Samples(Dataset[Sample]):
         if drawn:
             return drawn
         epoch, position = divmod(n, len(self.order))
-        order = np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))
-        return int(self.order[order[position]]), None
+        return int(self.order[self._permutation(epoch, salt)[position]]), None
+
+    def _permutation(self, epoch: int, salt: int) -> NDArray[np.int64]:
+        """That of an epoch; the last one is kept, since making it takes as long as the set is large."""
+        if self._epochs.get(salt, (-1,))[0] != epoch:
+            permutation = np.random.default_rng([*self.seed, salt, 1, epoch]).permutation(len(self.order))
+            self._epochs[salt] = epoch, permutation
+        return self._epochs[salt][1]
 
     def cut(self, index: int, rng: np.random.Generator) -> Sample:
         """One random view of image `index` and its maps."""

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -128,9 +129,17 @@ class Preprocess:
         """Turn B×K×H×W images in [0, 1] into the network's input of the same shape."""
         if self.channels == "bgr":
             images = images.flip(1)
-        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
-        std = images.new_tensor(self.std).view(1, -1, 1, 1)
-        return (images * self.input_max - mean) / std
+        scale, shift = _normalization(self, images.device, images.dtype)
+        return torch.addcmul(shift, images, scale)
+
+
+@cache
+def _normalization(preprocess: Preprocess, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """1×K×1×1 factor and summand of `Preprocess`, made once: to send them at each call would be to wait for a GPU."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std)
+    )
+    return tuple(values.to(device, dtype) for values in (preprocess.input_max / std, -mean / std))  # type: ignore[return-value]
 
 
 def _is_side(value: object) -> bool:

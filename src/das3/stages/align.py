@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from das3.data.samples import Sample, Samples
-from das3.losses import diversity_loss, focal_entropy_loss, mean_prediction
+from das3.losses import diversity_loss, entropy_and_mean_prediction, focal_entropy
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage
 from das3.stages.choose_transform import choose_input_transform
@@ -81,9 +81,9 @@ class Align(Stage[AlignOptions]):
         """Focal entropy of every pixel, and diversity of the batch's mean prediction."""
         options, valid = self.options, batch["valid"]
         logits = segmenter(batch["image"])
-        mean = mean_prediction(logits, entropy_weight=options.entropy_weight, valid=valid)
-        focal = focal_entropy_loss(
-            logits, gamma=options.gamma, alpha=options.alpha, valid=valid, detach_focus=options.detach_focus
+        entropy, mean = entropy_and_mean_prediction(logits, entropy_weight=options.entropy_weight, valid=valid)
+        focal = focal_entropy(
+            entropy, gamma=options.gamma, alpha=options.alpha, valid=valid, detach_focus=options.detach_focus
         )
         return {"focal_entropy": focal, "diversity": options.diversity_weight * diversity_loss(mean, self.prior)}
 

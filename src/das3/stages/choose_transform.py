@@ -17,6 +17,10 @@ __all__ = ["ConfidenceStatistics", "choose_input_transform", "confidence_statist
 
 MAX_IMAGES_FOR_SEARCH = 50
 """Approximate number of images that each transform is tried on."""
+MAX_IMAGES_FOR_FIRST_LOOK = 12
+"""Approximate number of images on which a transform must not look hopeless, before it is tried on all of these."""
+SLACK = 0.02
+"""On the few images a transform may fall short of what is asked of it by this much."""
 MIN_MUTUAL_INFORMATION_GAIN = 0.01
 """A colour transform has to raise the mutual information by more than this share of log C."""
 MIN_ENTROPY_REDUCTION = 0.07
@@ -58,18 +62,21 @@ class ConfidenceStatistics(NamedTuple):
         )
 
 
-def confidence_statistics(context: StageContext, name: str) -> ConfidenceStatistics:
+def confidence_statistics(
+    context: StageContext, name: str, images: int = MAX_IMAGES_FOR_SEARCH
+) -> ConfidenceStatistics:
     """Confidence of the model on some images, as it is now.
 
     Args:
         context: of the stage.
         name: of the folder that the predictions' means are kept in.
+        images: about how many.
     """
 
     def summary(probs: Tensor) -> dict[str, Tensor]:
         return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
-    groups = context.subset_groups(MAX_IMAGES_FOR_SEARCH)
+    groups = context.subset_groups(images)
     store = context.label_all(name, summary, groups=groups)
     found = [store[i] for group in groups for i in group]
     means, entropies = (torch.from_numpy(np.stack([one[key] for one in found])) for key in ("mean", "entropy"))
@@ -106,14 +113,14 @@ def _with_even_illumination(context: StageContext, best: InputTransform, reached
     batches = context.batches(context.subset_groups())
     colors = batches if best.rgb is None else (batch[:, list(best.rgb)] for batch in batches)
     even = replace(best, illumination=estimate_illumination(colors))
-    found = _confidence_under(context, even)
-    return (even, found) if found.is_more_confident_than(reached) else (best, reached)
+    found = _if_promising(context, best, even)
+    return (even, found) if found and found.is_more_confident_than(reached) else (best, reached)
 
 
 def _with_color_transforms(context: StageContext, best: InputTransform, reached: ConfidenceStatistics) -> Choice:
     while len(best.color_transforms) < MAX_COLOR_TRANSFORMS:
         tried = [replace(best, color_transforms=(*best.color_transforms, name)) for name in COLOR_TRANSFORMS]
-        found = [(one, _confidence_under(context, one)) for one in tried]
+        found = [(one, reached_by) for one in tried if (reached_by := _if_promising(context, best, one))]
         better = [pair for pair in found if pair[1].improves_on(reached, by=MIN_MUTUAL_INFORMATION_GAIN)]
         if not better:
             break
@@ -126,12 +133,30 @@ def _with_upscaling(context: StageContext, best: InputTransform, reached: Confid
         larger = replace(best, upscale=factor)
         if not context.segmenter.takes(*larger.size(context.images.size(0))):
             break
-        found = _confidence_under(context, larger)
-        if not found.is_more_confident_than(reached):
+        found = _if_promising(context, best, larger)
+        if found is None or not found.is_more_confident_than(reached):
             break
         best, reached = larger, found
     return best
 
 
-def _confidence_under(context: StageContext, transform: InputTransform) -> ConfidenceStatistics:
-    return confidence_statistics(replace(context, transform=transform), f"input_transforms/{transform.name}")
+def _if_promising(context: StageContext, best: InputTransform, tried: InputTransform) -> ConfidenceStatistics | None:
+    """The confidence under a transform, unless a few images already show that it is no better than the best so far.
+
+    Most transforms are not, and looking at all images under each would take longer than all other preparation.
+    """
+    if len(context.images) > 2 * MAX_IMAGES_FOR_FIRST_LOOK:
+        before, after = (_confidence_under(context, one, MAX_IMAGES_FOR_FIRST_LOOK) for one in (best, tried))
+        gains = after.mutual_information > before.mutual_information + MIN_MUTUAL_INFORMATION_GAIN - SLACK
+        if not (gains and after.mean_entropy < before.mean_entropy + SLACK) and not (
+            after.mean_entropy < (1 - MIN_ENTROPY_REDUCTION + SLACK) * before.mean_entropy
+        ):
+            return None
+    return _confidence_under(context, tried)
+
+
+def _confidence_under(
+    context: StageContext, transform: InputTransform, images: int = MAX_IMAGES_FOR_SEARCH
+) -> ConfidenceStatistics:
+    folder = "input_transforms" if images == MAX_IMAGES_FOR_SEARCH else "input_transforms_first"
+    return confidence_statistics(replace(context, transform=transform), f"{folder}/{transform.name}", images)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.pixels import Pixel, to_unit
 from das3.data.samples import Augmentation, Maps, Samples
-from das3.distributed import wait_for_all
+from das3.distributed import sum_over_processes, wait_for_all
 from das3.input_transforms import IDENTITY, InputTransform
 from das3.losses import IGNORE_INDEX
 from das3.norms import reestimate, restored_running_statistics
@@ -32,8 +34,15 @@ __all__ = ["StageContext"]
 
 T = TypeVar("T")
 
+_Masked = tuple[Pixel, NDArray[np.bool_] | None]
+
 MAX_IMAGES_FOR_STATISTICS = 500
 """Approximate number of images, evenly spaced, for means over many pixels."""
+
+WRITERS = 2
+"""Threads that compress and write labels while the model predicts the next ones."""
+WAITING = 32
+"""Images whose labels may wait to be written, so that memory is constant."""
 
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
@@ -55,6 +64,7 @@ class StageContext:
         seed: (seed of the run, number of the phase); everything random in the stage depends on it.
         crop: (height, width) of training samples.
         batch_size: images per batch, of all processes together, so that labels do not depend on how many there are.
+        accumulate: batches per step.
         track: wraps a long iteration to show its progress.
         transform: applied to images before they enter the model, with norm statistics re-estimated on transformed
             images; None leaves images and statistics unchanged.
@@ -69,6 +79,7 @@ class StageContext:
     batch_size: int = 8
     track: Callable[[Iterable[T], str, int], Iterable[T]] = field(default=_no_progress)
     transform: InputTransform | None = None
+    accumulate: int = 1
 
     @property
     def transform_name(self) -> str:
@@ -97,9 +108,14 @@ class StageContext:
 
     def groups(self) -> list[list[int]]:
         """Indices of all images in batches: consecutive ones of equal size together."""
+        return self.groups_of(range(len(self.images)))
+
+    def groups_of(self, indices: Iterable[int]) -> list[list[int]]:
+        """The same of some images, by their indices."""
         groups: list[list[int]] = []
         sizes = self.images.sizes()
-        for i, size in enumerate(sizes):
+        for i in indices:
+            size = sizes[i]
             if groups and len(groups[-1]) < self.batch_size and sizes[groups[-1][0]] == size:
                 groups[-1].append(i)
             else:
@@ -110,6 +126,18 @@ class StageContext:
         """Every n-th of `groups`, so that they hold about this many images."""
         groups = self.groups()
         return groups[:: max(1, round(len(self.images) / images))]
+
+    def drawn_groups(self, samples: Samples, steps: int) -> list[list[int]]:
+        """`groups` of the images that so many steps draw: of a very large set most are never seen.
+
+        Args:
+            samples: that the steps take, in order from number 0.
+            steps: of the stage.
+        """
+        count = steps * self.batch_size * self.accumulate
+        if count >= len(self.images) or samples.rare is not None:
+            return self.groups()
+        return self.groups_of(sorted({samples.pick(n) for n in range(count)}))
 
     def own_share(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """The groups that this process works on."""
@@ -122,10 +150,30 @@ class StageContext:
 
     def _masked_batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
         """The same, with H×W on the device of each image, false where there is no data; None where there is all."""
-        for group in groups:
-            arrays, masks = zip(*(self.images.masked(i) for i in group), strict=True)
+        for read in self._read_ahead(groups):
+            arrays, masks = zip(*read, strict=True)
             batch = to_unit(torch.from_numpy(np.stack(arrays)).to(self.fabric.device).permute(0, 3, 1, 2))
             yield batch, [None if m is None else torch.from_numpy(m).to(self.fabric.device) for m in masks]
+
+    def _read_ahead(self, groups: Sequence[Sequence[int]]) -> Iterator[Sequence[_Masked]]:
+        """The images of group after group, the next one being decoded while one is worked on."""
+
+        def read(group: Sequence[int]) -> list[_Masked]:
+            return [self.images.masked(i) for i in group]
+
+        if not self.images.is_thread_safe:
+            yield from map(read, groups)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            following: Future[list[_Masked]] | None = None
+            try:
+                for n, group in enumerate(groups):
+                    found = following.result() if following else read(group)
+                    following = pool.submit(read, groups[n + 1]) if n + 1 < len(groups) else None
+                    yield found
+            finally:
+                if following:
+                    following.cancel()
 
     @torch.no_grad()
     def label_all(
@@ -133,8 +181,8 @@ class StageContext:
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store `label` of each prediction.
 
-        Memory is constant: one batch of predictions is held at a time. What an interrupted run had stored is kept;
-        several processes share the work.
+        Memory is constant: one batch of predictions is held at a time. Threads write labels while the next are made.
+        What an interrupted run had stored is kept; several processes share the work.
 
         Args:
             name: of the folder the labels are kept in.
@@ -145,13 +193,16 @@ class StageContext:
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
         missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
+        if not int(sum_over_processes(torch.tensor(len(missing), device=self.fabric.device))):
+            return store  # statistics of transformed images, which all processes would share out, are not needed
         batches = zip(missing, self._masked_batches(missing), strict=True)
-        transformed = self._transformed_statistics(self.subset_groups() if groups is None else groups)
-        with evaluating(self.segmenter), transformed:
+        many = sum(map(len, chosen)) > MAX_IMAGES_FOR_STATISTICS
+        transformed = self._transformed_statistics(self.subset_groups() if groups is None or many else groups)
+        with evaluating(self.segmenter), transformed, _writing(store) as write:
             for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(missing)):
                 for i, probs, valid in zip(group, self.predict(batch), masks, strict=True):
                     found = label(probs) if valid is None else _labels_of_data(label, probs, valid)
-                    store.write(i, {key: value.cpu().numpy() for key, value in found.items()})
+                    write(i, {key: value.cpu().numpy() for key, value in found.items()})
         wait_for_all()
         return store
 
@@ -173,11 +224,12 @@ class StageContext:
             target_weight: weight of the new statistics; the old ones have the rest.
         """
         batches = self.batches(self.own_share(self.subset_groups() if groups is None else groups))
-        reestimate(
-            self.segmenter,
-            (part for batch in batches for part in self._transformed(batch)),
-            target_weight=target_weight,
-        )
+        with self.fabric.autocast():
+            reestimate(
+                self.segmenter,
+                (part for batch in batches for part in self._transformed(batch)),
+                target_weight=target_weight,
+            )
 
     def predict(self, batch: Tensor) -> Tensor:
         """Probabilities B×C×H×W float32 of a batch of images."""
@@ -194,6 +246,22 @@ class StageContext:
         """A batch of transformed images, in parts with no more pixels than the batch, where possible."""
         images = batch if self.transform is None else self.transform(batch)
         return torch.split(images, max(1, batch.numel() // images[0].numel()))
+
+
+@contextmanager
+def _writing(store: LabelStore) -> Iterator[Callable[[int, dict[str, NDArray[np.generic]]], None]]:
+    """A function that has arrays written in the background; all are, or an error is raised, when the block ends."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WRITERS) as pool:
+
+        def write(i: int, arrays: dict[str, NDArray[np.generic]]) -> None:
+            while len(waiting) >= WAITING:
+                waiting.popleft().result()
+            waiting.append(pool.submit(store.write, i, arrays))
+
+        yield write
+        while waiting:
+            waiting.popleft().result()
 
 
 def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor, valid: Tensor) -> dict[str, Tensor]:
@@ -221,6 +289,7 @@ class _TransformedImages(Images):
     def __init__(self, images: Images, transform: InputTransform) -> None:
         super().__init__(images.names)
         self.images, self.transform, self.pixels = images, transform, images.pixels
+        self.is_thread_safe = images.is_thread_safe
 
     def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
         return self.masked(i)[0]

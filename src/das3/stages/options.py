@@ -87,7 +87,8 @@ class LoopOptions:
         clip: largest gradient norm; 0 for no limit.
         ema_decay: decay of the exponential moving average (EMA) of the weights, which each stage passes on; 0 passes on
             the weights of the last step.
-        workers: number of processes that load images; 0 loads them in the main process.
+        workers: number of processes that load images; 0 loads them in the main process; "auto" takes up to 8 for a
+            GPU, which would wait for images, and 0 on a CPU.
         log_every: number of steps between two lines of metrics.jsonl.
         checkpoint_every: number of steps between two checkpoints.
     """
@@ -100,7 +101,7 @@ class LoopOptions:
     warmup: float = option(0.05, low=0, high=1)
     clip: float = option(1.0, low=0)
     ema_decay: float = option(0.0, low=0, below=1, old="average")
-    workers: int = option(0, low=0, high=1024)
+    workers: int | Literal["auto"] = option("auto", low=0, high=1024)
     log_every: int = option(10, low=1)
     checkpoint_every: int = option(100, low=1)
 

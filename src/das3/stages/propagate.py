@@ -93,7 +93,7 @@ class Propagate(Stage[PropagateOptions]):
         self.input_transform = chosen.transform_name
         self.priors = class_priors(chosen)
         store = self.pseudo_labels = chosen.label_all("teacher", self._label)
-        entropies = [float(store[i]["entropy"]) for i in range(len(store))]
+        entropies = [float(store.read(i, "entropy")["entropy"]) for i in range(len(store))]
         easy, hard = split_by_entropy(entropies, options.easy_share)
         plain = context.samples(options, maps=store.maps("labels"))
         if options.rare_temperature:

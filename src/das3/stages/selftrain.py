@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from das3.data.rare_classes import RareClasses
 from das3.data.samples import Sample, Samples
 from das3.ema import copy_weights, interpolate_weights
-from das3.losses import negative_loss, pairwise_loss, positive_loss
+from das3.losses import bidirectional_losses, pairwise_loss
 from das3.pseudo_labels import adjust_posteriors, negative_labels, pack_negatives, positive_labels, unpack_negatives
 from das3.stages.base import Stage
 from das3.stages.choose_transform import choose_input_transform
@@ -85,8 +85,10 @@ class SelfTrain(Stage[SelfTrainOptions]):
         self.priors = class_priors(chosen)
         if options.thresholds == "data":
             self.thresholds = data_set_thresholds(chosen, options.top_fraction, adjust=self._adjusted)
-        store = self.pseudo_labels = chosen.label_all("labels", self._label)
-        samples = context.samples(options, maps=store.maps("labels", "negatives"))
+        samples = context.samples(options)
+        groups = None if options.rare_temperature else context.drawn_groups(samples, options.steps)
+        store = self.pseudo_labels = chosen.label_all("labels", self._label, groups=groups)
+        samples.maps = store.maps("labels", "negatives")
         if options.rare_temperature:
             samples.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
         return samples
@@ -123,9 +125,11 @@ class SelfTrain(Stage[SelfTrainOptions]):
         """Cross-entropy on the positive labels, −log(1 − p) on the negative ones."""
         options, valid = self.options, batch["valid"]
         logits = segmenter(batch["image"])
-        negative = negative_loss(logits, self.negatives(logits, batch), valid=valid, form=options.negative_form)
+        positive, negative = bidirectional_losses(
+            logits, batch["labels"], self.negatives(logits, batch), valid=valid, form=options.negative_form
+        )
         losses = {
-            "positive": options.positive_weight * positive_loss(logits, batch["labels"]),
+            "positive": options.positive_weight * positive,
             "negative": options.negative_weight * negative,
         }
         if options.pairwise_weight:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -234,12 +235,20 @@ def _batches(fabric: Fabric, samples: Samples, options: LoopOptions, first: int)
     loader = DataLoader(
         samples,
         batch_sampler=_Range(first, options.batch_size, rank, world),
-        num_workers=options.workers,
+        num_workers=_workers(fabric, options),
         pin_memory=fabric.device.type == "cuda",
         generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
     )
     for batch in loader:
         yield {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+
+
+def _workers(fabric: Fabric, options: LoopOptions) -> int:
+    """How many processes load images for this one; one core of each is left to what trains."""
+    if options.workers != "auto":
+        return options.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if fabric.device.type == "cpu" else max(0, min(8, cores // fabric.world_size - 1))
 
 
 class _Meter:
@@ -258,7 +267,7 @@ class _Meter:
     def add(self, losses: dict[str, Tensor]) -> None:
         self.batches += 1
         for name, value in losses.items():
-            self.totals[name] = self.totals.get(name, torch.zeros_like(value)) + value.detach()
+            self.totals[name] = self.totals[name] + value.detach() if name in self.totals else value.detach()
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def record(self, step: int, steps: int, lr: float, stage: str) -> Record:

@@ -170,6 +170,7 @@ class _Progression:
             self.crop,
             self.recipe.batch_size,
             self.display.track,
+            accumulate=self.recipe.accumulate,
         )
 
     def _load(self, file: Path) -> Mapping[str, Tensor]:
