@@ -2,13 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from das3.norms import batch_norms
+from das3.norms import NormStatistics, batch_norms
 from das3.selection import bn_statistics
-from das3.selection.bn_statistics import choose_bn_statistics, sample_batches
+from das3.selection.bn_statistics import appearance_shift, best_weight, choose_bn_statistics, sample_batches
 from das3.selection.signals import COLOR_VIEWS, Signals
 from worlds import network, pointwise_network, stage_context
 
@@ -24,6 +25,7 @@ def choose(segmenter, folder, monkeypatch, consistency, count=6):
         return Signals(0.1, 0.5, 1.0, {}, dict.fromkeys(COLOR_VIEWS, agreement), [1.0])
 
     monkeypatch.setattr(bn_statistics, "measure_signals", measured)
+    monkeypatch.setattr(bn_statistics, "appearance_shift", lambda source, target: 0.0)
     context = stage_context(segmenter, folder, count=count)
     return choose_bn_statistics(context, sample_batches(context))
 
@@ -50,6 +52,34 @@ def test_the_source_s_statistics_stay_unless_others_are_clearly_more_consistent(
         torch.testing.assert_close(chosen.running_mean, before.running_mean.lerp(after.running_mean, weight))
         torch.testing.assert_close(chosen.running_var, before.running_var.lerp(after.running_var, weight))
     assert f"{consistency[0]:.3f}" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("target", "shift", "weight"),
+    [
+        (0.80, 0.01, 0.0),  # images that look like the source's
+        (0.80, 0.05, 1.0),  # they don't, and the model is no less consistent
+        (0.79, 0.05, 1.0),
+        (0.77, 0.05, 0.0),  # but not at any price
+        (0.84, 0.00, 1.0),
+    ],
+)
+def test_images_that_look_unlike_the_source_s_take_the_target_s_statistics(target, shift, weight):
+    assert best_weight({0.0: 0.80, 0.5: 0.79, 1.0: target}, shift) == weight
+
+
+def test_appearance_shift_against_numpy(rng):
+    layers = [rng.normal(0, 1, (4, 7)) for _ in range(8)]  # mean, log std, and those of the target
+    source = [NormStatistics(torch.from_numpy(m), torch.from_numpy(np.exp(2 * s))) for m, s, _, _ in layers]
+    target = [NormStatistics(torch.from_numpy(m), torch.from_numpy(np.exp(2 * s))) for _, _, m, s in layers]
+    expected = np.mean(
+        [
+            np.median(((m - n) ** 2 + (np.exp(s) - np.exp(t)) ** 2) / (np.exp(s) * np.exp(t)))
+            for m, s, n, t in layers[: bn_statistics.FIRST_LAYERS]
+        ]
+    )
+    assert appearance_shift(source, target) == pytest.approx(expected)
+    assert appearance_shift(source, source) == 0
 
 
 def test_a_few_images_frozen_layers_and_networks_without_batch_norm_keep_what_they_have(tmp_path):

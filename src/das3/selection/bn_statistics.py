@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,13 +12,22 @@ from das3.norms import NormStatistics, batch_norms, running_statistics
 from das3.selection.signals import measure_signals
 from das3.stages.context import StageContext
 
-__all__ = ["StatisticsChoice", "choose_bn_statistics", "sample_batches"]
+__all__ = ["StatisticsChoice", "appearance_shift", "best_weight", "choose_bn_statistics", "sample_batches"]
+
+_EPS = 1e-8
 
 TARGET_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the target's statistics that are tried."""
 MIN_CONSISTENCY_GAIN = 0.03
 """Statistics other than the source's have to make the model this much more consistent: where they are better by 5 mIoU
 or more, the gain was 0.06 to 0.11, elsewhere at most 0.027 (docs/decisions/0020)."""
+MIN_APPEARANCE_SHIFT = 0.02
+"""Where the first layers' statistics are this far apart, see `appearance_shift`, images look unlike the source's: it is
+0.03 to 0.07 by night, under haze or inverted, and at most 0.01 on the same or a similar place by day."""
+MAX_CONSISTENCY_LOSS = 0.02
+"""Then the target's statistics may make the model this much less consistent; where they are worse it was 0.1."""
+FIRST_LAYERS = 5
+"""Layers that say how images look; later ones say what they show, which re-estimation should not undo."""
 MIN_IMAGES_FOR_STATISTICS = 4
 """Statistics of fewer images are of these images, not of the target; they are not tried."""
 MAX_IMAGES_FOR_SIGNALS = 32
@@ -71,22 +80,57 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
     source = running_statistics(context.segmenter)
     context.reestimate_bn()
     target = running_statistics(context.segmenter)
+    shift = appearance_shift(source, target)
     consistency = {}
     for weight in TARGET_WEIGHTS:
         _set_blend(layers, source, target, weight)
         consistency[weight] = measure_signals(context.segmenter, batches, context.rgb).color_consistency
-    best = max(TARGET_WEIGHTS, key=lambda weight: consistency[weight])
-    if consistency[best] < consistency[0.0] + MIN_CONSISTENCY_GAIN:
-        best = 0.0
+    best = best_weight(consistency, shift)
     _set_blend(layers, source, target, best)
-    return StatisticsChoice(best, _in_words(best, consistency), consistency, source, target)
+    return StatisticsChoice(best, _in_words(best, consistency, shift), consistency, source, target)
 
 
-def _in_words(best: float, consistency: dict[float, float]) -> str:
+def best_weight(consistency: Mapping[float, float], shift: float) -> float:
+    """The target weight that is clearly the most consistent; else 1 where images look unlike the source's; else 0.
+
+    Args:
+        consistency: by target weight, 0 and 1 among them.
+        shift: see `appearance_shift`.
+    """
+    best = max(consistency, key=lambda weight: consistency[weight])
+    if consistency[best] >= consistency[0.0] + MIN_CONSISTENCY_GAIN:
+        return best
+    return float(shift >= MIN_APPEARANCE_SHIFT and consistency[1.0] >= consistency[0.0] - MAX_CONSISTENCY_LOSS)
+
+
+def appearance_shift(source: Sequence[NormStatistics], target: Sequence[NormStatistics]) -> float:
+    """How far the first layers' target statistics are from the source's: 0 if they are equal.
+
+    Of each channel the squared 2-Wasserstein distance of the two normal distributions, over the product of their
+    standard deviations; the median over the channels of a layer, then the mean over the layers.
+
+    Args:
+        source, target: of every batch-norm layer, in the network's order.
+
+    Source: Schneider et al. (NeurIPS 2020), who predict a model's error by that distance.
+    """
+    distances = []
+    for old, new in zip(source[:FIRST_LAYERS], target[:FIRST_LAYERS], strict=True):
+        (mean, var), (new_mean, new_var) = ((one.mean.cpu().double(), one.var.cpu().double()) for one in (old, new))
+        stds = var.clamp(min=_EPS).sqrt(), new_var.clamp(min=_EPS).sqrt()
+        squared = (mean - new_mean) ** 2 + (stds[0] - stds[1]) ** 2
+        distances.append((squared / (stds[0] * stds[1])).median())
+    return float(torch.stack(distances).mean())
+
+
+def _in_words(best: float, consistency: dict[float, float], shift: float) -> str:
     names = {0.0: "the source's statistics", 1.0: "statistics re-estimated on the target images"}
     name = names.get(best, f"a blend of source and target statistics ({best:.0%} target)")
     shown = ", ".join(f"{consistency[w]:.3f} with {w:.0%} target" for w in consistency)
-    return f"{name}: agreement of the model with itself in another light or colour is {shown}"
+    return (
+        f"{name}: agreement of the model with itself in another light or colour is {shown}; the first layers' "
+        f"statistics are {shift:.3f} apart (images that look like the source's: up to 0.01)"
+    )
 
 
 def _came_frozen(segmenter: nn.Module, layers: Sequence[nn.Module]) -> bool:
