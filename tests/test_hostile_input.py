@@ -26,9 +26,15 @@ def not_well(cases):
     return [f"{o.case.kind}/{o.case.name}: {o.verdict}: {o.text[-500:]}" for o in outcomes if o.verdict != "well"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_worst_of_each_kind(kind):
-    assert not_well([case for case in CASES if case.quick and case.kind == kind]) == []
+def test_some_of_the_worst_of_each_kind():
+    some = [case for case in CASES if case.quick][::3]
+    assert {case.kind for case in some} == set(KINDS)
+    assert not_well(some) == []
+
+
+@pytest.mark.slow
+def test_all_of_the_worst():
+    assert not_well([case for case in CASES if case.quick]) == []
 
 
 @pytest.mark.slow

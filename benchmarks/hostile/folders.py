@@ -428,6 +428,8 @@ def hugging() -> Iterator[Case]:
         folder(lambda p: ((p / "config.json").unlink(), os.mkfifo(p / "config.json")), "hf"),
         words=("m",),
     )
+    more = lambda p: os.mkfifo(p / "generation_config.json")
+    yield Case("folders", "transformers: a fifo for another file", folder(more, "hf"), words=("m",))
     yield Case("folders", "transformers: sound", folder(lambda p: None, "hf"), "works")
 
 

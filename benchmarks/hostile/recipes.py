@@ -72,7 +72,7 @@ TEXTS: dict[str, tuple[str | bytes, str]] = {
     "format two": ("format: two\n", "told"),
     "format nan": ("format: .nan\n", "told"),
     "format 0": ("format: 0\n", "either"),
-    "code for a model": ("model: os:system\nmodel_args: {command: touch owned}\n", "told"),
+    "code for a model": ("model: os:system\n", "works"),
     "trust": ("trust: true\n", "told"),
     "dotted": ("align.lr: 0.1\n", "either"),
     "two megabytes": ("# " + "x" * 2**21 + "\n", "told"),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from logging import CRITICAL
 from pathlib import Path
@@ -21,6 +22,7 @@ from das3.models.trust import refuse_remote
 from das3.models.weights import check_file, mismatch
 from das3.segmenter import Origin, Preprocess, Segmenter
 from das3.segmenter.mask_classification import TYPES
+from das3.text_files import describe_special
 
 __all__ = ["download", "is_huggingface", "load_folder", "save_folder"]
 
@@ -121,6 +123,9 @@ def check_files(folder: Path) -> None:
     Raises:
         ModelError: naming the first that is not.
     """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and (special := describe_special(path)) not in (None, "a folder"):
+            raise ModelError(f"{path}: is {special}, not a file; take it out")
     for index in sorted(folder.glob("*.index.json")):
         _check_index(index)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
@@ -154,7 +159,9 @@ def _silenced(transformers: Any) -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity(CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers.logging.set_verbosity(level)
         if shown:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from das3.errors import ModelError
 from das3.models.file_kinds import is_safetensors, pickled_names, refusal, whole_model
 from das3.segmenter import Origin
+from das3.text_files import describe_special
 
 __all__ = [
     "Weights",
@@ -122,7 +123,8 @@ def check_file(path: Path) -> None:
 
 def _refuse(path: Path) -> None:
     try:
-        what = refusal(path)
+        special = describe_special(path)
+        what = f"{special}, not a file" if special else refusal(path)
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror or error})") from None
     if what is not None:
