@@ -442,12 +442,17 @@ class Segmenter(nn.Module):
         upsampled as the probabilities they stand for, as the networks' own inference does: between two classes of
         probability 1 beside each other, their logarithms would leave the place to a third.
         """
-        if self.square and self.divisor > _LARGEST_DIVISOR and max(images.shape[-2:]) > self.divisor:
+        if self.one_size and max(images.shape[-2:]) > self.divisor:
             return in_windows(self.forward, images, self.divisor)
         logits = self.native_logits(self.pad(images))
         if self.composed:
             return self.upsample(logits.softmax(dim=1), images).log()
         return self.upsample(logits, images)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether the network takes squares of `divisor` pixels only."""
+        return self.square and self.divisor > _LARGEST_DIVISOR
 
     def takes(self, height: int, width: int) -> bool:
         """Whether the network can be run on images of this size, which some that take one size only can't."""
