@@ -140,6 +140,7 @@ def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = Fa
     recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
     torch.manual_seed(recipe.seed)
     segmenter = open_model(recipe, recipe.model or "das3:small", trust=trust)
+    segmenter.origin = replace(segmenter.origin, preprocess="as trained")
     labelled = labelled.read_as(fit_images(labelled.images, segmenter, recipe))
     evaluation = open_evaluation(recipe, segmenter)
     return train_supervised(segmenter, labelled, recipe, evaluation=evaluation, resume=resume, quiet=quiet)
