@@ -16,7 +16,7 @@ LAYERS = """
     cli
     benchmark
     api testing
-    training
+    export training
     report
     models evaluation
     recipe

@@ -21,6 +21,7 @@ from das3.evaluation.evaluate import Evaluation, evaluate
 from das3.evaluation.metrics import percent
 from das3.files import write_atomically
 from das3.models.image_reading import fit_images, how_read
+from das3.models.preprocess_check import warn_of_preprocess
 from das3.recipe import add_options, from_namespace
 from das3.training.launch import check_classes, open_model
 from das3.training.loop import make_fabric
@@ -96,8 +97,8 @@ def run(given: Namespace) -> None:
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
     with Display(quiet=given.quiet) as display, fabric.autocast():
-        for line in [*how_read(images), *describe_skipped(skipped)]:
-            display.say(line)
+        for line in [*how_read(images), warn_of_preprocess(segmenter, images), *describe_skipped(skipped)]:
+            display.say(line) if line else None
         evaluation = evaluate(
             segmenter,
             labelled,

@@ -27,6 +27,7 @@ from das3.evaluation.predict import (
     write_prediction,
 )
 from das3.models.image_reading import fit_images, how_read
+from das3.models.preprocess_check import warn_of_preprocess
 from das3.recipe import add_options, from_namespace
 from das3.segmenter import Segmenter
 from das3.training.launch import open_model
@@ -92,8 +93,8 @@ def run(given: Namespace) -> None:
     files = [out / "labels" / f"{name}.png" for name in images.names]
     todo = [i for i, file in enumerate(files) if not file.exists()]
     with Display(quiet=given.quiet) as display, fabric.autocast():
-        for line in how_read(images):
-            display.say(line)
+        for line in [*how_read(images), warn_of_preprocess(segmenter, images)]:
+            display.say(line) if line else None
         for i in display.track(todo, "predicting", len(todo)):
             name = images.names[i]
             # From file to file, so that an image may be larger than memory.

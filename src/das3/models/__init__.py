@@ -92,6 +92,8 @@ def load_segmenter(
         "preprocess": _changed(card.preprocess, _given(preprocess)),
     }
     unchanged = weights is None and not _given(changes)
+    if _given({name: value for name, value in preprocess.items() if name != "size"}):
+        card = replace(card, origin=replace(card.origin, preprocess="given"))
     if isinstance(model, Segmenter) and unchanged:
         segmenter = model
     else:
@@ -152,7 +154,13 @@ def _open(
         card = replace(card, origin=replace(card.origin, nesting=found.nesting, prefix=prefix))
     if saved is not None and (written := read_metadata(saved)) is not None:
         card = replace(
-            written, origin=replace(card.origin, nesting=written.origin.nesting, prefix=written.origin.prefix)
+            written,
+            origin=replace(
+                card.origin,
+                nesting=written.origin.nesting,
+                prefix=written.origin.prefix,
+                preprocess=written.origin.preprocess,
+            ),
         )
     return network, card
 
@@ -264,7 +272,10 @@ def _open_spec(
     users_own = names_code(spec)  # may load weights itself
     trained = users_own or weights is not None or bool(args.get("weights"))
     network, args = plain.build(plan, num_classes, weights)
-    origin = Origin(_kind(network) or "plain", spec, args, trained=trained)
+    own = plan.preprocess != Preprocess()
+    origin = Origin(
+        _kind(network) or "plain", spec, args, trained=trained, preprocess="usual for it" if own else "assumed"
+    )
     return network, ModelMetadata(plan.preprocess, align_corners=plan.align_corners, origin=origin)
 
 

@@ -61,7 +61,7 @@ def convert_checkpoint(path: str | Path, *, style: str = "auto", num_classes: in
     classes = int(args["num_classes"])
     if num_classes is not None and num_classes != classes:
         raise wrong_classes(path, classes, num_classes)
-    origin = Origin("plain", f"das3:{plan.network}", args)
+    origin = Origin("plain", f"das3:{plan.network}", args, preprocess="its codebase's")
     card = ModelMetadata(
         plan.preprocess, _class_names(weights, classes), align_corners=plan.align_corners, origin=origin
     )

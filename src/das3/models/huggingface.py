@@ -81,7 +81,14 @@ def load_folder(folder: Path) -> tuple[nn.Module, ModelMetadata]:
     processor = _processor(transformers, folder)
     preprocess = _preprocess_in(folder, processor) if processor is not None else Preprocess()
     return model, ModelMetadata(
-        preprocess, class_names_of(model), origin=Origin("huggingface", str(folder), processor=processor)
+        preprocess,
+        class_names_of(model),
+        origin=Origin(
+            "huggingface",
+            str(folder),
+            processor=processor,
+            preprocess="assumed" if processor is None else "preprocessor_config.json",
+        ),
     )
 
 

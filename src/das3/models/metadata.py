@@ -88,6 +88,7 @@ def write_metadata(card: ModelMetadata, folder: Path) -> None:
         "nesting": card.origin.nesting,
         "prefix": card.origin.prefix,
         "preprocess": asdict(card.preprocess),
+        "preprocess_from": card.origin.preprocess,
         "class_names": card.class_names,
         "classifier": card.classifier,
         "output_key": card.output_key,
@@ -126,7 +127,10 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
             square=values["square"],
             in_channels=values.get("in_channels"),
             pixels=_pixels(values.get("pixels")),
-            origin=Origin(values["kind"], values["model"], values["model_args"], values["nesting"], values["prefix"]),
+            origin=Origin(
+                *(values[name] for name in ("kind", "model", "model_args", "nesting", "prefix")),
+                preprocess=values.get("preprocess_from", METADATA_FILE),
+            ),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
@@ -157,6 +161,7 @@ def _check(values: Mapping[str, Any]) -> None:
         "model_args": isinstance(values["model_args"], Mapping),
         "nesting": are_texts(values["nesting"]),
         "prefix": isinstance(values["prefix"], str),
+        "preprocess_from": isinstance(values.get("preprocess_from", ""), str),
         "preprocess": isinstance(values["preprocess"], Mapping) and _all_finite(values["preprocess"]),
         "preprocess.size": size is None
         or is_side(size)

@@ -54,6 +54,7 @@ class Origin:
         prefix: what every key in the weights file began with, "module." for DataParallel.
         trained: False if the network is known to have random weights.
         processor: Hugging Face image processor, which is saved with the network.
+        preprocess: where its preprocessing is known from; "assumed" if nothing says it.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Origin:
     prefix: str = ""
     trained: bool = True
     processor: Any = None
+    preprocess: str = "assumed"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,12 @@ class Preprocess:
         """Which bands are red, green and blue to a person."""
         last = len(self.mean) - 1
         return self.rgb or (0, min(1, last), min(2, last))
+
+    def __str__(self) -> str:
+        """In words, for a person."""
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        scale = "" if self.input_max == 1 else f", of values to {self.input_max:g}"
+        return f"{self.channels}{scale}, mean {mean}, std {std}"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turn B×K×H×W images in [0, 1] into the network's input of the same shape."""
@@ -508,12 +516,17 @@ class Segmenter(nn.Module):
         upsampled as the probabilities they stand for, as the networks' own inference does: between two classes of
         probability 1 beside each other, their logarithms would leave the place to a third.
         """
-        if self.square and self.divisor > _LARGEST_DIVISOR and max(images.shape[-2:]) > self.divisor:
+        if self.one_size and max(images.shape[-2:]) > self.divisor:
             return in_windows(self.forward, images, self.divisor)
         logits = self.native_logits(self.pad(images))
         if self.composed:
             return self.upsample(logits.softmax(dim=1), images).log()
         return self.upsample(logits, images)
+
+    @property
+    def one_size(self) -> bool:
+        """Whether the network takes squares of `divisor` pixels only."""
+        return self.square and self.divisor > _LARGEST_DIVISOR
 
     def takes(self, height: int, width: int) -> bool:
         """Whether the network can be run on images of this size, which some that take one size only can't."""
@@ -573,9 +586,10 @@ class Segmenter(nn.Module):
         return any(parameter_name.startswith(f"{module}.") for module in self.classifier)
 
     def describe(self) -> str:
-        """One line: the network, its classes and what was taken as its classifier."""
+        """One line: the network, its classes, what was taken as its classifier, and how it is fed and who says so."""
         total = sum(p.numel() for p in self.model.parameters())
         kind = "1 sigmoid logit" if self.sigmoid else f"{self.num_classes} classes"
         size = f"{total / 1e6:.1f} M parameters"
         inputs = "" if self.in_channels == 3 else f"{self.in_channels} input channel{'s' * (self.in_channels > 1)}, "
-        return f"{type(self.model).__name__}, {size}, {inputs}{kind}, classifier: {', '.join(self.classifier)}"
+        network = f"{type(self.model).__name__}, {size}, {inputs}{kind}, classifier: {', '.join(self.classifier)}"
+        return f"{network}; preprocessing ({self.origin.preprocess}): {self.preprocess}"

@@ -20,6 +20,7 @@ from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import percent
 from das3.models import load_segmenter, save_segmenter
 from das3.models.image_reading import how_read, read_as_fitted
+from das3.models.preprocess_check import warn_of_preprocess
 from das3.recipe import ModelOptions, RunOptions
 from das3.report import RunReporter
 from das3.segmenter import Segmenter
@@ -163,8 +164,8 @@ def launch_run(
         with Display(quiet=quiet or not is_first_process()) as display:
             display.say(segmenter.describe())
             display.say(f"{len(images)} images, on {_where(fabric)}, into {run.folder}")
-            for line in [*how_read(images), *describe_skipped(skipped)]:
-                display.say(line)
+            for line in [*how_read(images), warn_of_preprocess(segmenter, images), *describe_skipped(skipped)]:
+                display.say(line) if line else None
             images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
             reporter = RunReporter(run.folder, on=report and is_first_process(), say=display.say, track=display.track)
             reporter.before(segmenter.to(fabric.device), images)

@@ -170,6 +170,7 @@ def train_source(
     recipe = replace(recipe, num_classes=labelled.num_classes, class_names=list(labelled.class_names))
     torch.manual_seed(recipe.seed)
     segmenter = open_model(recipe, recipe.model or "das3:small", trust=trust)
+    segmenter.origin = replace(segmenter.origin, preprocess="as trained")
     skipped: list[SkippedImage] = []
     if recipe.on_bad_image == "skip":
         labelled, skipped = sound_labelled(labelled)
