@@ -56,7 +56,7 @@ class _Entropy(torch.autograd.Function):
         return entropy, sums
 
     @staticmethod
-    @once_differentiable  # type: ignore[no-untyped-call,untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_entropy: Tensor | None, of_sums: Tensor | None) -> tuple[Tensor | None, None, None]:
         log_probs, entropy, weight = ctx.saved_tensors
         if of_entropy is None and of_sums is None:
@@ -129,7 +129,7 @@ class _LabelSums(torch.autograd.Function):
         return positive, negative
 
     @staticmethod
-    @once_differentiable  # type: ignore[no-untyped-call,untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_positive: Tensor, of_negative: Tensor) -> tuple[Tensor | None, ...]:
         log_probs, labels, flat, valid = ctx.saved_tensors
         # With x_c = n_c p_c / (1 − p_c), or n_c p_c / (1 − Σ n p), the gradient is x_c − p_c Σ x.
@@ -185,7 +185,7 @@ class _PairwiseSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[no-untyped-call,untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return slopes * (2 * of_total), None, *[None] * ctx.count
