@@ -3,7 +3,7 @@
     python benchmarks/scale.py --images 100000 --work /tmp/das3-scale
 
 A set of small pictures (48×64, JPEG) is written into the folder, or continued where an earlier call was interrupted.
-Then a process of its own adapts das3:small to it, a few steps in stages 1 and 2, is killed in the middle of stage 2, and
+Then a process of its own adapts das3:small to it, a few steps in stages 1 and 2, is killed amid stage 2, and
 resumed. The row says seconds until the first step and between the stages, the most memory that the process held, files
 and bytes in the run folder, and seconds from the resume until the next step.
 """
