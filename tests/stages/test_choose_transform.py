@@ -389,7 +389,7 @@ def test_a_hopeless_transform_is_tried_on_a_few_images_only(tmp_path, monkeypatc
 
     monkeypatch.setattr("das3.stages.choose_transform.confidence_statistics", look)
     images = open_images([np.zeros((16, 16, 3), np.uint8)] * 30)
-    segmenter = Segmenter(nn.Conv2d(3, 2, 1), example_size=(16, 16))
+    segmenter = Segmenter(nn.Sequential(nn.Conv2d(3, 2, 1)), example_size=(16, 16))
     context = StageContext(make_fabric("cpu", "32"), segmenter, images, tmp_path, (0, 0), (16, 16))
     assert choose_input_transform(context, upscale=False).transform_name == "grayscale"
     of_all = [name for name, count in looked if count == MAX_IMAGES_FOR_SEARCH]

@@ -660,12 +660,10 @@ class _Resized(Images):
         if self.kept is None:
             return self._read(i)
         found = self.kept.get(i)
-        if found is not None:
-            return found, None
-        image, valid = self._read(i)
-        if valid is None:
-            self.kept.put(i, image)
-        return image, valid
+        if found is None:
+            image, valid = self._read(i)
+            found = self.kept.put(i, image, valid)
+        return found
 
     def _read(self, i: int) -> _Masked:
         image, valid = self.images.masked(i)
@@ -680,7 +678,9 @@ class _Resized(Images):
 
 
 class _SharedCache:
-    """Decoded images in memory that this process and its children share, the first ones up to a number of bytes.
+    """Decoded images, and where they have data, in memory that this process and its children share.
+
+    The first ones are kept, up to a number of bytes.
 
     Two processes may decode an image at the same time; both then write the same bytes.
 
@@ -698,7 +698,8 @@ class _SharedCache:
         self._map()
 
     def _map(self) -> None:
-        """Pages take no memory before they are written. One more byte per image: 1 is uint8, 2 float32, 0 not there."""
+        """Pages take no memory before they are written. A byte per image: 0 is none, 1 uint8, 2 float32, + 2 masked."""
+        self.masks: dict[int, NDArray[np.bool_]] = {}  # few images have any, and each process finds its own
         try:
             if self.sizes:
                 self.bytes = np.frombuffer(mmap.mmap(-1, self.starts[-1]), np.uint8)
@@ -706,25 +707,31 @@ class _SharedCache:
         except OSError:  # no memory: it goes without
             self.forms = None
 
-    def get(self, i: int) -> Pixel | None:
-        """Image i, a view of the memory; None if it is not there."""
+    def get(self, i: int) -> _Masked | None:
+        """Image i, a view of the memory, and its mask; None if it is not there."""
         if self.forms is None or i >= len(self.sizes) or not self.forms[i]:
             return None
-        dtype = np.uint8 if self.forms[i] == 1 else np.float32
+        if self.forms[i] > 2 and i not in self.masks:
+            return None
+        dtype = np.uint8 if self.forms[i] % 2 else np.float32
         found: Pixel = self.bytes[self.starts[i] : self.starts[i + 1]].view(dtype).reshape(*self.sizes[i], -1)
-        return found
+        return found, self.masks.get(i)
 
-    def put(self, i: int, image: Pixel) -> None:
-        """Keep image i if there is a place for it."""
+    def put(self, i: int, image: Pixel, valid: NDArray[np.bool_] | None) -> _Masked:
+        """Keep image i if there is a place for it; what `get` then returns."""
         if self.forms is None or i >= len(self.sizes) or image.nbytes != self.starts[i + 1] - self.starts[i]:
-            return
-        if image.shape[:2] == self.sizes[i] and image.dtype in (np.uint8, np.float32):
-            self.bytes[self.starts[i] : self.starts[i + 1]] = np.ascontiguousarray(image).reshape(-1).view(np.uint8)
-            self.forms[i] = 1 if image.dtype == np.uint8 else 2
+            return image, valid
+        if image.shape[:2] != self.sizes[i] or image.dtype not in (np.uint8, np.float32):
+            return image, valid
+        self.bytes[self.starts[i] : self.starts[i + 1]] = np.ascontiguousarray(image).reshape(-1).view(np.uint8)
+        if valid is not None:
+            self.masks[i] = valid
+        self.forms[i] = (1 if image.dtype == np.uint8 else 2) + (0 if valid is None else 2)
+        return self.get(i) or (image, valid)
 
     def __getstate__(self) -> dict[str, Any]:
         """A process that is not a fork decodes for itself; a copy of all pixels for each would cost more."""
-        return {**self.__dict__, "bytes": None, "forms": None}
+        return {**self.__dict__, "bytes": None, "forms": None, "masks": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

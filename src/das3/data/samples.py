@@ -110,7 +110,7 @@ class Augmentation:
         grey = torch.full((3, 3), 1 / 3, dtype=torch.float64)
         colors = brightness * (grey + saturation * (torch.eye(3, dtype=torch.float64) - grey))
         # Saturation leaves the mean of the three bands as it is, so contrast turns about brightness times the mean.
-        middle = (1 - contrast) * brightness * image.mean(dtype=torch.float64)
+        middle = (1 - contrast) * brightness * image.mean().double()
         hue = 0.3 * np.pi * self.color * rng.uniform(-1, 1)
         turned = hue_rotation(hue) @ (contrast * colors)
         offset = middle.expand(3, 1).float()

@@ -19,8 +19,8 @@ MAX_IMAGES_FOR_SEARCH = 50
 """Approximate number of images that each transform is tried on."""
 MAX_IMAGES_FOR_FIRST_LOOK = 12
 """Approximate number of images on which a transform must not look hopeless, before it is tried on all of these."""
-SLACK = 0.02
-"""On the few images a transform may fall short of what is asked of it by this much."""
+SHARE_AT_FIRST_LOOK = 0.5
+"""On these few images it has to do this share of what is asked of it."""
 MIN_MUTUAL_INFORMATION_GAIN = 0.01
 """A colour transform has to raise the mutual information by more than this share of log C."""
 MIN_ENTROPY_REDUCTION = 0.07
@@ -147,10 +147,8 @@ def _if_promising(context: StageContext, best: InputTransform, tried: InputTrans
     """
     if len(context.images) > 2 * MAX_IMAGES_FOR_FIRST_LOOK:
         before, after = (_confidence_under(context, one, MAX_IMAGES_FOR_FIRST_LOOK) for one in (best, tried))
-        gains = after.mutual_information > before.mutual_information + MIN_MUTUAL_INFORMATION_GAIN - SLACK
-        if not (gains and after.mean_entropy < before.mean_entropy + SLACK) and not (
-            after.mean_entropy < (1 - MIN_ENTROPY_REDUCTION + SLACK) * before.mean_entropy
-        ):
+        gains = after.improves_on(before, by=SHARE_AT_FIRST_LOOK * MIN_MUTUAL_INFORMATION_GAIN)
+        if not gains and after.mean_entropy > (1 - SHARE_AT_FIRST_LOOK * MIN_ENTROPY_REDUCTION) * before.mean_entropy:
             return None
     return _confidence_under(context, tried)
 
@@ -158,5 +156,7 @@ def _if_promising(context: StageContext, best: InputTransform, tried: InputTrans
 def _confidence_under(
     context: StageContext, transform: InputTransform, images: int = MAX_IMAGES_FOR_SEARCH
 ) -> ConfidenceStatistics:
-    folder = "input_transforms" if images == MAX_IMAGES_FOR_SEARCH else "input_transforms_first"
-    return confidence_statistics(replace(context, transform=transform), f"{folder}/{transform.name}", images)
+    under = replace(context, transform=transform)
+    if images == MAX_IMAGES_FOR_SEARCH:
+        return confidence_statistics(under, f"input_transforms/{transform.name}")
+    return confidence_statistics(under, f"input_transforms_first/{transform.name}", images)
