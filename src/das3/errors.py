@@ -29,3 +29,7 @@ class TrainingError(Das3Error):
 
 class DivergedError(TrainingError):
     """A loss is not finite, so the stage can't be trained as it is set."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; like Ctrl-C it is not an error, and no `except Exception` holds it up."""

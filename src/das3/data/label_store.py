@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from das3.errors import DataError
+from das3.files import writing_atomically
 
 __all__ = ["LabelStore"]
 
@@ -32,31 +33,29 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
         return len(self.names)
 
     def has(self, i: int) -> bool:
-        """Whether the arrays of image i have been made."""
-        return self.path(i).is_file()
+        """Whether the arrays of image i have been made and can be read: a damaged file counts as not made."""
+        if not self.path(i).is_file():
+            return False
+        try:
+            return bool(self[i])
+        except KeyError:
+            return False
 
     def write(self, i: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Store the arrays of image i; written atomically."""
-        path = self.path(i)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **dict(arrays))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        with writing_atomically(self.path(i)) as file:
+            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
 
     def __getitem__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:  # type: ignore[override]
         """Arrays of image i.
 
         Raises:
-            KeyError: if they have not been made.
+            KeyError: if they have not been made, or the file is damaged.
         """
         try:
             with np.load(self.path(i), allow_pickle=False) as file:
                 return dict(file)
-        except (FileNotFoundError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive makes its readers trip in any way there is
             raise KeyError(f"no pseudo labels of {self.names[i]} in {self.folder}") from error
 
     def maps(self, *keys: str) -> StoredLabelMaps:
@@ -71,5 +70,10 @@ class StoredLabelMaps:
         self.store, self.keys = store, tuple(keys)
 
     def __call__(self, i: int) -> Mapping[str, NDArray[np.uint8]]:
-        arrays = self.store[i]
-        return {key: arrays[key] for key in self.keys}
+        try:
+            arrays = self.store[i]
+            return {key: arrays[key] for key in self.keys}
+        except KeyError as error:
+            raise DataError(
+                f"{self.store.path(i)}: the pseudo labels can't be read; delete the file and go on with --resume"
+            ) from error

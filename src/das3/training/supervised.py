@@ -25,7 +25,7 @@ from das3.recipe import RunOptions
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
-from das3.training.launch import Result, launch_run, open_evaluation, open_model
+from das3.training.launch import Result, label_files, launch_run, open_evaluation, open_model
 from das3.training.phases import Phase
 
 __all__ = ["SourceRecipe", "Supervised", "SupervisedLabels", "part_of", "train_source", "train_supervised"]
@@ -120,7 +120,16 @@ def train_supervised(
     """
     labelled.check(sample=32)
     phase = Phase(name, lambda: Supervised(part_of(recipe, StageOptions), labelled))
-    return launch_run(segmenter, labelled.images, [phase], recipe, evaluation=evaluation, resume=resume, quiet=quiet)
+    return launch_run(
+        segmenter,
+        labelled.images,
+        [phase],
+        recipe,
+        evaluation=evaluation,
+        resume=resume,
+        quiet=quiet,
+        inputs={"labels": label_files(labelled)},
+    )
 
 
 def train_source(recipe: SourceRecipe, *, resume: bool = False, quiet: bool = False, trust: bool = False) -> Result:
