@@ -19,13 +19,14 @@ from das3.models import load_segmenter, save_segmenter
 from das3.training import launch, run_folder
 from das3.training.lock import locked_folder
 
+SIZE = (12, 16)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
-    worlds.write_world(root / "target", "target", count=4, size=(24, 32))
+    worlds.write_world(root / "target", "target", count=4, size=SIZE)
     torch.manual_seed(0)
     save_segmenter(load_segmenter("das3:small", num_classes=3, model_args={"width": 4}), root / "model")
     return root
@@ -36,7 +37,8 @@ def command(world, out, *more):
         *("adapt", "--model", str(world / "model"), "--images", str(world / "target" / "images"), "--out", str(out)),
         *("--stages", "align,selftrain", "--align.steps", "3", "--selftrain.steps", "6", "--batch-size", "2"),
         *("--device", "cpu", "--checkpoint-every", "2", "--log-every", "2", "--report", "false", "--guard", "off"),
-        *("--quiet", *more),
+        *("--align.bn-mode", "batch", "--selftrain.bn-mode", "batch", "--align.color-transforms", "false"),
+        *("--selftrain.color-transforms", "false", "--selftrain.upscale", "false", "--quiet", *more),
     ]
 
 
@@ -239,7 +241,7 @@ def test_labels_that_changed_are_told(world, tmp_path, capsys, monkeypatch):
     images = str(world / "target" / "images")
     more = ["--eval-images", images, "--eval-labels", str(labels), "--stages", "bn"]
     assert main(command(world, tmp_path / "run", *more)) == 0
-    Image.fromarray(np.ones((24, 32), np.uint8)).save(labels / "2.png")
+    Image.fromarray(np.ones(SIZE, np.uint8)).save(labels / "2.png")
     assert main(["adapt", "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == 2
     assert "evaluation labels: 1 changed (2)" in told(capsys)
 
@@ -269,7 +271,7 @@ def test_resume_of_nothing(tmp_path, capsys):
 def test_options_that_differ_are_named(world, out, capsys):
     assert main(["adapt", "--out", str(out), "--resume", "--align.lr", "0.5", "--seed=3"]) == 2
     line = told(capsys)
-    assert "align.lr=0.0001, not 0.5; seed=0, not 3;" in line
+    assert "align.lr=5e-05, not 0.5; seed=0, not 3;" in line
     assert "selftrain" not in line
 
 
@@ -328,44 +330,26 @@ def test_an_out_that_can_not_be(world, tmp_path, capsys, monkeypatch, kind):
     assert "choose another --out" in line
 
 
-class FullDisk:
-    """The n-th file, and all after it, can't be written to the end."""
-
-    def __init__(self, after, number=errno.ENOSPC):
-        self.left, self.number = after, number
-
-    def write(self, file, data, write):
-        if self.left <= 0:
-            write(file, bytes(data)[: len(data) // 2])
-            raise OSError(self.number, os.strerror(self.number))
-        return write(file, data)
-
-    def open(self, path, mode, base):
-        self.left -= 1
-        return base(path, mode)
-
-
 @pytest.fixture
 def disk(monkeypatch):
     """Calls of it fill the disk at the n-th file that is written."""
 
     def fill(after):
-        full, base = FullDisk(after), files._PartFile
+        opened = []
 
-        class Part(base):
+        class Part(files._PartFile):
             def __init__(self, path, mode):
-                full.left -= 1
+                opened.append(path)
                 super().__init__(path, mode)
 
             def write(self, data):
-                if full.left <= 0:
+                if len(opened) >= after:
                     os.write(self.fileno(), bytes(data)[: len(data) // 2])
-                    self.failed = OSError(full.number, os.strerror(full.number))
+                    self.failed = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     raise self.failed
                 return super().write(data)
 
         monkeypatch.setattr(files, "_PartFile", Part)
-        return full
 
     return fill
 
