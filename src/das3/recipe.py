@@ -121,7 +121,7 @@ class RunOptions(LoopOptions, ImageOptions, ModelOptions):
     crop: tuple[int, int] | None = None
     seed: int = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1
+    devices: int = option(1, low=1, high=4096)
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     cache_gib: float = 4.0
     eval_images: str | None = None

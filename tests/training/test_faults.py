@@ -2,9 +2,13 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,9 +19,13 @@ import worlds
 from das3 import files
 from das3.cli import main
 from das3.data.label_store import LabelStore
+from das3.errors import TrainingError
 from das3.models import load_segmenter, save_segmenter
+from das3.stages.options import LoopOptions
 from das3.training import launch, run_folder
+from das3.training.checkpoints import save_checkpoint
 from das3.training.lock import locked_folder
+from das3.training.loop import _Batches, make_fabric
 
 SIZE = (12, 16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -410,3 +418,126 @@ def test_sigterm_saves_the_step(world, whole, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert main(["adapt", "--out", str(out), "--resume", "--quiet"]) == 0
     assert weights(out) == whole
+
+
+def test_a_second_ctrl_c_while_a_checkpoint_is_written_is_heeded_at_once(tmp_path, monkeypatch):
+    path, before = tmp_path / "last.pt", signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def save(state, file):
+        file.write(b"half")
+        signal.raise_signal(signal.SIGINT)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # as torch does
+            raise RuntimeError from None
+        pytest.fail("not at once")
+
+    monkeypatch.setattr("torch.save", save)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(path, {})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_ctrl_c_while_things_are_imported_is_no_traceback(tmp_path, seconds):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
+    try:
+        command = [sys.executable, "-m", "das3", "adapt", "--model", "x", "--images", "y", "--out", "z"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=100)[1]
+    if process.returncode == -signal.SIGINT or "Traceback" in error:  # before das3 was begun to be read
+        assert "das3/cli/main.py" not in error
+        return
+    assert process.returncode == 130
+    assert "interrupted" in error
+
+
+@pytest.mark.parametrize(("size", "parts"), [(8, 1), (4, 2), (3, 4), (1, 8)])
+def test_a_batch_that_does_not_fit_is_gone_through_in_parts(size, parts):
+    """With the gradient of the whole batch, said once."""
+    images = torch.rand(64, 3)
+
+    class Stage:
+        name = "stage"
+
+        def loss(self, model, batch):
+            if len(batch["image"]) > size:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return {"loss": model(batch["image"]).square().mean()}
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, n):
+            return {"image": images[n]}
+
+    model, said = torch.nn.Linear(3, 2), []
+    optimizer = torch.optim.SGD(model.parameters())
+    options = LoopOptions(batch_size=8, accumulate=2)
+    batches = _Batches(make_fabric("cpu", "32"), Samples(), options, said.append)
+    for step in range(2):
+        optimizer.zero_grad()
+        losses = batches.add_gradients(Stage(), model, optimizer, step, 0)
+        assert len(losses) == 2 * parts
+        found = model.weight.grad.clone()
+        optimizer.zero_grad()
+        model(images[16 * step :][:16]).square().mean().backward()
+        torch.testing.assert_close(found, model.weight.grad)
+    assert len(said) == (parts > 1) * (parts.bit_length() - 1)
+
+
+def test_not_one_image_fits():
+    class Stage:
+        def loss(self, model, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    batches = _Batches(make_fabric("cpu", "32"), [{"image": torch.rand(3)}] * 8, LoopOptions(batch_size=2), print)
+    with pytest.raises(TrainingError, match="smaller --batch-size or --crop"):
+        batches.add_gradients(Stage(), None, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 0, 0)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lr": ".inf"},
+        {"weight_decay": ".nan"},
+        {"accumulate": "0"},
+        {"accumulate": "1000000000"},
+        {"workers": "-1"},
+        {"workers": "1000000"},
+        {"devices": "0"},
+        {"cache_gib": ".nan"},
+        {"checkpoint_every": "0"},
+    ],
+)
+def test_numbers_that_no_run_can_have(world, tmp_path, capsys, given):
+    recipe = tmp_path / "recipe.yaml"
+    [(name, value)] = given.items()
+    recipe.write_text(f"align:\n  lr: {value}\n" if name == "lr" else f"{name}: {value}\n")
+    assert main([*command(world, tmp_path / "run"), "--recipe", str(recipe)]) == 2
+    assert name in told(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(world, out, capsys, monkeypatch):
+    """A run would go on from them to no end."""
+    step = torch.optim.AdamW.step
+
+    def spoiling(self, *arguments):
+        step(self, *arguments)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].fill_(math.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
+    before = (out / "checkpoints" / "last.pt").read_bytes()
+    assert main(command(world, out, "--resume", "--checkpoint-every", "1")) == 2
+    assert "--resume --precision 32" in told(capsys)
+    assert (out / "checkpoints" / "last.pt").read_bytes() == before
