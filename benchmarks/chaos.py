@@ -193,7 +193,7 @@ def run(arguments: list[str], log: Path, world: int, fault: Fault | None = None,
             os.kill(children[hit], signal.SIGKILL if fault.kind == "kill" else signal.SIGTERM)
             sent = True
         # What torchrun does when one of them is gone.
-        late = statuses and time.monotonic() - ended > 3
+        late = any(statuses.values()) and time.monotonic() - ended > 3
         for rank, child in enumerate(children):
             if rank not in statuses and (late or elapsed > SECONDS):
                 os.kill(child, signal.SIGKILL)
