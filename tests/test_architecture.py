@@ -24,7 +24,7 @@ LAYERS = """
     registry
     baselines selection
     stages
-    segmenter
+    segmenter fingerprints
     data pseudo_labels
     ema input_transforms losses norms
     distributed files softmax_sums text_files

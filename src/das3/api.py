@@ -28,6 +28,7 @@ from das3.training.launch import Result, check_classes, launch_run, open_evaluat
 from das3.training.loop import make_fabric
 from das3.training.phases import phases_of
 from das3.training.processes import is_started_by_das3
+from das3.training.run_folder import check_run_folder, saved_recipe
 from das3.training.supervised import train_source
 
 __all__ = ["Predictions", "Result", "adapt", "evaluate", "predict", "train_source"]
@@ -56,7 +57,7 @@ def adapt(
         out: run folder; a temporary one when None.
         recipe: a `Recipe`, a mapping of its fields, a YAML file or the name of a recipe that comes with das3.
         evaluation: labelled images to measure mIoU on after each stage; they are used for nothing else.
-        resume: continue the run in `out` where it stopped.
+        resume: continue the run in `out` where it stopped, with its own options; those given too must be the same.
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
         measure_every: with `evaluation`, also measure about every this many steps, into metrics.jsonl.
@@ -72,7 +73,11 @@ def adapt(
         RecipeError, ModelError, DataError: if an option, the model or the images can't be used; before any training.
         TrainingError: if a loss is not finite.
     """
-    settings = _settle(recipe, options, model, images, out)
+    begun = saved_recipe(Path(out), Recipe) if resume and out is not None and not isinstance(recipe, Recipe) else None
+    settings = _settle(recipe, options, model, images, out, begun or {})
+    check_run_folder(settings.out, resume=resume)
+    if begun and model is None:
+        refuse_code(settings.model, f"{out}/recipe.yaml", trust=trust, instead="the argument `model`")
     if isinstance(recipe, str | Path) and model is None:
         refuse_code(settings.model, str(recipe), trust=trust, instead="the argument `model`")
     target = open_images(images if images is not None else _required(settings.images, "images"))
@@ -219,8 +224,9 @@ def _settle(
     model: Any,
     images: Any,
     out: str | Path | None,
+    begun: Mapping[str, Any],
 ) -> Recipe:
-    """The recipe with the given options on top; an unchanged recipe is not parsed again."""
+    """The recipe with the given options on top, all of it on the options `begun` of the run that is resumed."""
     named = {"model": model, "images": images, "out": out}
     paths: dict[str, Any] = {name: str(value) for name, value in named.items() if isinstance(value, str | Path)}
     if isinstance(recipe, Recipe) and not options:
@@ -231,9 +237,16 @@ def _settle(
         values = load_recipe(recipe)
     else:
         values = dict(recipe or {})
-    for name, value in options.items():
-        values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
-    return recipe_from({**values, **paths})
+    return recipe_from({**_merged(_merged(begun, values), options), **paths})
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Options on top of others; those of a stage one by one."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name) or {}
+        merged[name] = {**under, **value} if isinstance(value, Mapping) and isinstance(under, Mapping) else value
+    return merged
 
 
 def _required(value: str | None, option: str) -> str:

@@ -121,6 +121,10 @@ class DivergedError(TrainingError):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; like Ctrl-C it is not an error, and no `except Exception` holds it up."""
+
+
 def without_page(line: str) -> str:
     """A line as `Das3Error.in_one_line` makes it, without the page."""
     return re.sub(r" \(docs/errors/\w+\.md\)$", "", line)

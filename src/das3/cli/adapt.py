@@ -8,14 +8,17 @@ from das3.api import adapt
 from das3.cli.help import Parser
 from das3.cli.options import add_flags, add_recipe, arrange_training, require
 from das3.distributed import is_first_process
-from das3.recipe import recipe_of
+from das3.recipe import Recipe, recipe_of
 from das3.training.cost_estimate import dry_run
 
-__all__ = ["HELP", "add", "run"]
+__all__ = ["HELP", "RECIPE", "add", "run"]
+
+RECIPE = Recipe
 
 HELP = """
 das3 adapt --model M --images DIR --out RUN
 das3 adapt --model M --images 'cityscapes:ROOT?split=train' --recipe gta5-cityscapes --dry-run
+das3 adapt --out RUN --resume
 """
 
 

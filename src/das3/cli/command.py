@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -17,18 +18,28 @@ from das3.recipe import plain_message
 __all__ = ["command_parser", "run_command"]
 
 
-def run_command(name: str, arguments: list[str]) -> int:
+def run_command(name: str, arguments: list[str], ready: Callable[[], None] = lambda: None) -> int:
     """Run a command with its arguments; returns the exit status.
+
+    Args:
+        name: of the command.
+        arguments: that follow it.
+        ready: called when everything is imported and parsed, before the work begins.
 
     Raises:
         Das3Error: for anything that the user can act on, wrong arguments included.
     """
     parser, module = command_parser(name)
+    if hasattr(module, "RECIPE"):
+        from das3.cli.resuming import default_to_run
+
+        default_to_run(parser, arguments, module.RECIPE)
     try:
         parsed = parser.parse_args(prepare(parser, arguments))
     except ArgumentError as error:
         raise RecipeError(plain_message(error)) from error
     refuse_unnamed_code(parsed, arguments)
+    ready()
     status: int | None = module.run(parsed)
     return status or 0
 

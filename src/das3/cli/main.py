@@ -12,15 +12,17 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 
 from das3 import __version__
 from das3.cli.overview import COMMANDS, overview
-from das3.errors import Das3Error, RecipeError, printable
+from das3.errors import Das3Error, RecipeError, Terminated, printable
 
 __all__ = ["main"]
 
-_INTERRUPTED = "\ndas3: interrupted; a run continues with --resume, a benchmark or demo with the same command"
+_GOES_ON = "a run goes on with --resume, a benchmark or demo with the same command"
+_SHOW_CURSOR = "\x1b[?25h"
 
 _NO_MEMORY = "there is not enough memory; lower --batch-size, --crop or --size, or take smaller images"
 
@@ -33,28 +35,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done; 1 if a check failed, or if nobody reads the output any more (`| head`); 2 for an error that
-        the user can act on, reported in one line; 130 after Ctrl-C.
+        the user can act on, reported in one line; 130 after Ctrl-C; 143 after SIGTERM.
     """
-    handler, hook = signal.getsignal(signal.SIGTERM), sys.unraisablehook
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.unraisablehook
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
+        if before[signal.SIGINT] is signal.default_int_handler:  # else a shell's job in the background, or a notebook's
+            signal.signal(signal.SIGINT, _end_at_once)  # libraries that are being imported make other errors of it
         sys.unraisablehook = _heed_interrupts
         status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout:
             sys.stdout.flush()
     except Das3Error as error:
         if not error.is_told:  # of several processes one says so
-            print(f"das3: error: {printable(error.in_one_line())}", file=sys.stderr)
+            _say(f"das3: error: {printable(error.in_one_line())}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
-        print(f"das3: error: {_NO_MEMORY}", file=sys.stderr)
+        _say(f"das3: error: {_NO_MEMORY}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        terminated = isinstance(stopped, Terminated)
         if os.environ.get("RANK", "0") == "0":
-            print(_INTERRUPTED, file=sys.stderr)
-        return 130
+            _say(f"{'' if terminated else chr(10)}das3: {'terminated' if terminated else 'interrupted'}; {_GOES_ON}")
+        return 143 if terminated else 130
     except (BrokenPipeError, SystemExit) as stopped:
         # argparse prints --help and exits, so a pipe that is closed may show only when the output is flushed.
         if _reader_has_left(stopped):
@@ -70,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        for kind, handler in before.items():
+            signal.signal(kind, signal.SIG_DFL if handler is None else handler)
+        if arguments is None and before[signal.SIGINT] is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _end_at_once)  # nothing is left to do
         sys.unraisablehook = hook
     return status
 
@@ -78,6 +87,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_lack_of_memory(error: Exception) -> bool:
     """Torch has no error of its own for it on the CPU."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _say(text: str) -> None:
+    """Print to stderr, if anybody reads it."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(signal.SIGINT, _end_at_once)
+    raise KeyboardInterrupt
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """End without tidying up: nothing has been begun yet, or Ctrl-C was pressed twice. Files are whole at any time."""
+    with suppress(OSError):
+        os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}\ndas3: interrupted; {_GOES_ON}\n".encode())
+    os._exit(130)
+
+
+def _work_begins() -> None:
+    """From now on there is something to tidy up when Ctrl-C is pressed."""
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, _interrupt)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -95,7 +132,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise RecipeError(f"no command {name!r}; {hint}")
     from das3.cli.command import run_command
 
-    return run_command(name, rest)
+    return run_command(name, rest, ready=_work_begins)
 
 
 def _reader_has_left(error: BaseException) -> bool:
@@ -121,6 +158,7 @@ def _pipe_is_broken(descriptor: int) -> bool:
 def _heed_interrupts(ignored: sys.UnraisableHookArgs) -> None:
     """Python ignores Ctrl-C while an object's destructor runs; raise it again a moment later."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
+        _work_begins()  # the first time has not been heeded
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(ignored)

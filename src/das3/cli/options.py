@@ -28,7 +28,7 @@ __all__ = [
 AnyRecipe = TypeVar("AnyRecipe", bound=RunOptions)
 
 _FLAGS = {
-    "resume": "continue the run in --out where it stopped",
+    "resume": "continue the run in --out where it stopped; its options need not be given again",
     "quiet": "show no progress",
     "trust": "run the code that a model folder, a hub repository or a recipe names for its network; only for your own",
     "dry-run": "check everything, estimate the time and memory of the run, and write nothing",

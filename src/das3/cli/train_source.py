@@ -10,7 +10,9 @@ from das3.distributed import is_first_process
 from das3.recipe import add_options, from_namespace
 from das3.training.supervised import SourceRecipe, train_source
 
-__all__ = ["HELP", "add", "run"]
+__all__ = ["HELP", "RECIPE", "add", "run"]
+
+RECIPE = SourceRecipe
 
 HELP = """
 das3 train-source --images DIR --labels DIR --classes classes.json --out RUN

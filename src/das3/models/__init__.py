@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from das3.errors import ModelError
+from das3.files import os_error, sync_files, why_not_written
 from das3.models import huggingface, plain, smp, torchvision
 from das3.models.metadata import METADATA_FILE, ModelMetadata, read_metadata, write_metadata
 from das3.models.oneformer import give_task
@@ -303,11 +304,16 @@ def save_segmenter(segmenter: Segmenter, folder: str | Path, *, state_dict: bool
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise ModelError(f"{folder}: can't be written ({error.strerror})") from None
+        raise ModelError(why_not_written(folder, error)) from None
     try:
         _write(segmenter, partial, state_dict=state_dict)
+        sync_files(partial)
         partial.chmod(0o755)
         _swap(partial, folder)
+    except Exception as error:
+        if isinstance(error, ModelError) or (cause := os_error(error)) is None:
+            raise
+        raise ModelError(why_not_written(folder, cause)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from das3.errors import ModelError
+from das3.files import writing_atomically
 from das3.models.file_kinds import is_safetensors, pickled_names, refusal, whole_model
 from das3.segmenter import Origin
 from das3.text_files import describe_special
@@ -359,4 +360,5 @@ def save_weights(model: nn.Module, folder: Path, origin: Origin, *, safetensors:
         content: dict[str, Any] = {origin.prefix + k: v for k, v in tensors.items()}
         for key in reversed(origin.nesting):
             content = {key: content}
-        torch.save(content, folder / "model.pt")
+        with writing_atomically(folder / "model.pt") as file:
+            torch.save(content, file)

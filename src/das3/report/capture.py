@@ -7,7 +7,6 @@ RUN/work/report/incoming/   the model that came in     RUN/work/report/adapted/ 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -21,17 +20,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.pixels import Pixel, as_rgb8
 from das3.evaluation.predict import predict_probs
 from das3.files import write_atomically
+from das3.fingerprints import weights_hash
 from das3.losses import IGNORE_INDEX, entropy_of_probs
 from das3.segmenter import Segmenter
 
-__all__ = ["BINS", "SIDE", "Capture", "CaptureInfo", "capture", "center_window", "evenly_spaced", "weights_hash"]
+__all__ = ["BINS", "SIDE", "Capture", "CaptureInfo", "capture", "center_window", "evenly_spaced"]
 
 SAMPLE = 200
 """Images, evenly spaced, that the statistics are taken from; a report costs as much for any number of images."""
@@ -129,7 +129,7 @@ def capture(segmenter: Segmenter, images: Images, folder: Path, *, track: Track 
         model=segmenter.describe(),
         weights=weights_hash(segmenter.model),
     )
-    if Capture.is_complete(folder) and Capture(folder).info == info:
+    if _is_of(folder, info):
         return Capture(folder)
     shutil.rmtree(folder, ignore_errors=True)
     store = LabelStore(folder, info.names)
@@ -139,6 +139,16 @@ def capture(segmenter: Segmenter, images: Images, folder: Path, *, track: Track 
             store.write(n, _arrays(segmenter, *images.masked(i)))
     write_atomically(folder / "meta.json", json.dumps(asdict(info), ensure_ascii=False, indent=1).encode())
     return Capture(folder)
+
+
+def _is_of(folder: Path, info: CaptureInfo) -> bool:
+    """Whether a folder holds this capture, whole."""
+    try:
+        return Capture(folder).info == info and all(
+            LabelStore(folder, info.names).has(n) for n in range(len(info.names))
+        )
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -190,13 +200,3 @@ def _jpeg(image: NDArray[np.uint8]) -> bytes:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     picture.save(buffer, "JPEG", quality=80, optimize=True)
     return buffer.getvalue()
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and values of a network's parameters and buffers, sorted by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

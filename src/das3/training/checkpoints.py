@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from das3.errors import TrainingError
-from das3.files import writing_atomically
+from das3.files import os_error, why_not_written, writing_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "save_checkpoint", "unfit"]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -28,9 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         with _interrupts_postponed(), writing_atomically(path) as file:
             torch.save(state, file)
     except OSError as error:
-        raise TrainingError(
-            f"can't write {path} ({error.strerror}); free some space, then continue with --resume"
-        ) from error
+        raise TrainingError(f"{why_not_written(path, error)}, then go on with --resume") from error
 
 
 @contextmanager
@@ -42,10 +40,20 @@ def _interrupts_postponed() -> Iterator[None]:
     caught: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def note(number: int, frame: object) -> None:
+        caught.append(number)
+        if len(caught) > 1:  # twice means at once
+            raise KeyboardInterrupt
+
     for kind in kinds:
-        signal.signal(kind, lambda number, frame: caught.append(number))
+        signal.signal(kind, note)
     try:
         yield
+    except Exception:
+        if len(caught) > 1:  # raised below, and out of torch.save it came as another error
+            raise KeyboardInterrupt from None
+        raise
     finally:
         for kind, handler in before.items():
             signal.signal(kind, signal.SIG_DFL if handler is None else handler)
@@ -57,10 +65,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, onto the CPU.
 
     Raises:
-        TrainingError: if the file is not such a checkpoint.
+        TrainingError: if the file is missing, damaged, or no such checkpoint.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch does not compare the sums that it writes
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path} is not a checkpoint of das3; delete the run folder and start again") from error
-    return dict(state)
+    except Exception as error:  # damaged files make their readers trip in any way there is
+        cause = os_error(error)
+        raise unfit(path, f"it can't be read: {cause.strerror}" if cause else "it is damaged") from error
+    if not isinstance(state, dict):
+        raise unfit(path, "it is not a checkpoint of das3")
+    return state
+
+
+def unfit(path: Path, why: str) -> TrainingError:
+    """The error for a checkpoint that a run can't go on from."""
+    last = path.with_name("last.pt")
+    return TrainingError(
+        f"{path} can't be used ({why}); remove {last}, and --resume begins the run anew, or choose another --out"
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from das3.data.bad_images import SkippedImage, describe_skipped
@@ -15,7 +17,7 @@ from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
 from das3.distributed import is_first_process, on_first_process
-from das3.errors import ModelError, RecipeError
+from das3.errors import ModelError, RecipeError, TrainingError
 from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import percent
 from das3.models import load_segmenter, save_segmenter
@@ -25,12 +27,14 @@ from das3.recipe import ModelOptions, RunOptions
 from das3.report import RunReporter
 from das3.segmenter import Segmenter
 from das3.selection.guard import GuardMode, describe_statistics, in_words
+from das3.training.inputs import FileSet, Inputs
+from das3.training.lock import locked_folder
 from das3.training.loop import make_fabric
 from das3.training.phases import Outcome, Phase, run_phases
 from das3.training.processes import processes
 from das3.training.progress import Display
 from das3.training.result import Result
-from das3.training.run_folder import Run
+from das3.training.run_folder import Run, file_errors_told
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -132,6 +136,7 @@ def launch_run(
     guard: GuardMode = "off",
     measure_candidates: bool = False,
     skipped: Sequence[SkippedImage] = (),
+    inputs: Mapping[str, FileSet] | None = None,
 ) -> Result:
     """Train a segmenter in place through the phases, into the run folder `recipe.out` (a temporary one if it has none).
 
@@ -152,20 +157,33 @@ def launch_run(
         guard: how the model that is handed back is chosen, see `das3.selection.guard.GuardMode`.
         measure_candidates: with `evaluation`, also measure every candidate that the guard had.
         skipped: images that were left out since they can't be read, for the screen and summary.json.
+        inputs: files that the run depends on besides the images, by what they are, such as the labels of a training.
 
     Raises:
-        RecipeError: if the device is not there, or the folder holds another run.
-        TrainingError: if a loss is not finite, or one of several processes fails.
+        RecipeError: if the device is not there, or the folder holds another run or is in use.
+        DataError: if a run is resumed with other inputs.
+        TrainingError: if a loss is not finite, a file can't be written, or one of several processes fails.
     """
-    with processes(recipe.devices):
+    folder = Path(recipe.out or tempfile.mkdtemp(prefix="das3-"))
+    with processes(recipe.devices), ExitStack() as stack:
+        stack.enter_context(file_errors_told(folder))
+        stack.enter_context(_memory_told())
         fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
         fabric.launch()
-        run = on_first_process(lambda: Run(Path(recipe.out or tempfile.mkdtemp(prefix="das3-")), recipe, resume=resume))
+
+        def begin() -> Run:
+            stack.enter_context(locked_folder(folder))
+            given = _inputs_of(segmenter, images, evaluation, inputs or {})
+            return Run(folder, recipe, resume=resume, inputs=given)
+
+        run = on_first_process(begin)
         with Display(quiet=quiet or not is_first_process()) as display:
             display.say(segmenter.describe())
             display.say(f"{len(images)} images, on {_where(fabric)}, into {run.folder}")
-            for line in [*how_read(images), warn_of_preprocess(segmenter, images), *describe_skipped(skipped)]:
-                display.say(line) if line else None
+            changed = [f"goes on with {what}" for what in run.changed]
+            warning = warn_of_preprocess(segmenter, images)
+            for line in [*how_read(images), *filter(None, [warning]), *describe_skipped(skipped), *changed]:
+                display.say(line)
             images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
             reporter = RunReporter(run.folder, on=report and is_first_process(), say=display.say, track=display.track)
             reporter.before(segmenter.to(fabric.device), images)
@@ -195,6 +213,37 @@ def launch_run(
             for line in in_words(outcome.verdict, outcome.stopped, outcome.rows[0]["miou"], outcome.miou):
                 display.say(line)
         return Result(segmenter.model, segmenter, summary, outcome.pseudo_labels, run.folder)
+
+
+def _inputs_of(
+    segmenter: Segmenter, images: Images, evaluation: Labelled | None, more: Mapping[str, FileSet]
+) -> Inputs:
+    """What a run is given, for the comparison on --resume."""
+    sets: dict[str, Images | FileSet] = {"images": images, **more}
+    if evaluation is None:
+        return Inputs(segmenter, sets)
+    sets |= {"evaluation images": evaluation.images, "evaluation labels": label_files(evaluation)}
+    table = evaluation.table
+    meaning = [list(table.names), sorted(table.known_ids.items()), sorted(table.known_colors.items())]
+    return Inputs(segmenter, sets, {"the meaning of the evaluation labels": meaning})
+
+
+def label_files(labelled: Labelled) -> FileSet:
+    """The label files of labelled images, where there are any."""
+    paths = labelled.paths if len(labelled.paths) == len(labelled) else []
+    return FileSet(labelled.images.names[: len(paths)], paths)
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """A GPU whose memory is full ends a run with one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory is full; start a new run with a smaller --batch-size or --crop, with smaller images "
+            "(--size), or with --precision bf16"
+        ) from error
 
 
 def _verdict_of(outcome: Outcome) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from das3.data.samples import Sample, Samples
 from das3.distributed import average_gradients, process_rank
 from das3.ema import ExponentialMovingAverage
-from das3.errors import DivergedError, ModelError, RecipeError
+from das3.errors import DivergedError, ModelError, RecipeError, Terminated, TrainingError
 from das3.norms import set_norm_mode, training_norms
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
@@ -119,6 +119,8 @@ def train(
     save: Callable[[StepState], None] = lambda state: None,
     snapshot: Callable[[int, Mapping[str, Tensor]], None] = lambda step, weights: None,
     snapshots: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Train `segmenter` in place by `stage` for `stage.options.steps` optimiser steps.
 
@@ -134,11 +136,14 @@ def train(
         save: called every `checkpoint_every` steps with what to save besides the weights.
         snapshot: called so often, evenly spread within the stage, with the step and the (averaged) weights.
         snapshots: how often.
+        stop: whether to save and stop after this step.
+        say: shows one line.
 
     Raises:
-        TrainingError: if a loss is not finite.
+        TrainingError: if a loss or weights are not finite, or not even one image fits into the GPU's memory.
         ModelError: if there is nothing to train.
         RecipeError: if the batch can't be divided among the processes.
+        Terminated: after `stop`.
     """
     settings: StageOptions = stage.options
     if settings.steps == 0:
@@ -155,25 +160,17 @@ def train(
         first = 0
         if start:
             first = start.step
-            optimizer.load_state_dict(start.optimizer)
-            stage.load_state_dict(start.stage)
-            if ema and start.ema:
-                ema.load_state_dict(start.ema)
-        batches = _batches(fabric, samples, options, first * options.accumulate)
+            _continue(start, optimizer, stage, ema)
+        batches = _Batches(fabric, samples, options, say)
         segmenter.train()
         set_norm_mode(segmenter, settings.bn_mode)
         meter = _Meter(options)
         due = {settings.steps * part // (snapshots + 1) for part in range(1, snapshots + 1)}
         for step in range(first, settings.steps):
-            torch.manual_seed(step_seed(seed, step, process_rank()))
             factor = learning_rate(step, settings.steps, warmup=options.warmup, power=options.power)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            with training_norms(options.batch_size // fabric.world_size):
-                for _ in range(options.accumulate):
-                    losses = stage.loss(model, next(batches))
-                    fabric.backward(torch.stack(list(losses.values())).sum() / options.accumulate)
-                    meter.add(losses)
+            meter.add(batches.add_gradients(stage, model, optimizer, step, step_seed(seed, step, process_rank())))
             average_gradients([p for group in optimizer.param_groups for p in group["params"]])
             if options.clip:
                 # Not finite is the meter's to tell, with the loss's name.
@@ -183,17 +180,45 @@ def train(
             stage.after_step(segmenter)
             if ema:
                 ema.update(segmenter)
-            done = step + 1
-            saving = done % options.checkpoint_every == 0 and done < settings.steps
+            done, stopping = step + 1, stop()
+            saving = stopping or (done % options.checkpoint_every == 0 and done < settings.steps)
             if done % options.log_every == 0 or saving or done == settings.steps:
                 report(meter.record(done, settings.steps, settings.lr * factor, stage.name))
             if done in due:
                 snapshot(done, ema.values if ema else segmenter.state_dict())
             if saving:
+                _refuse_not_finite(segmenter, stage.name, done)
                 averaged = ema.state_dict() if ema else None
                 save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
+            if stopping:
+                raise Terminated
         if ema:
             ema.copy_to(segmenter)
+
+
+def _continue(start: StepState, optimizer: Any, stage: Stage[Any], ema: ExponentialMovingAverage | None) -> None:
+    """Put the optimiser, the stage and the average where they stood."""
+    try:
+        optimizer.load_state_dict(start.optimizer)
+        stage.load_state_dict(start.stage)
+        if ema and start.ema:
+            ema.load_state_dict(start.ema)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise TrainingError(
+            f"the checkpoint does not fit stage {stage.name} ({' '.join(str(error).split())[:200]}); remove last.pt "
+            "from the run's checkpoints, and --resume begins it anew; or choose another --out"
+        ) from error
+
+
+def _refuse_not_finite(segmenter: Segmenter, stage: str, step: int) -> None:
+    """A checkpoint with NaN in it would make every run that goes on from it fail."""
+    for name, value in segmenter.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DivergedError(f"stage {stage}, step {step}: the weights of {name} are not finite; {_remedy(stage)}")
+
+
+def _remedy(stage: str) -> str:
+    return f"start a new run with a lower {stage}.lr, or go on from the last checkpoint with --resume --precision 32"
 
 
 @contextmanager
@@ -228,19 +253,72 @@ class _Range(Sampler[list[int]]):
             yield list(range(begin, begin + self.part))
 
 
-def _batches(fabric: Fabric, samples: Samples, options: LoopOptions, first: int) -> Iterator[Sample]:
-    world, rank = fabric.world_size, fabric.global_rank
-    if options.batch_size % world:
-        raise RecipeError(f"batch_size {options.batch_size} can't be divided among {world} processes")
-    loader = DataLoader(
-        samples,
-        batch_sampler=_Range(first, options.batch_size, rank, world),
-        num_workers=_workers(fabric, options),
-        pin_memory=fabric.device.type == "cuda",
-        generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
-    )
-    for batch in loader:
-        yield {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+class _Batches:
+    """Batches in order, and their gradients. If a GPU's memory does not hold a batch, it is gone through in parts."""
+
+    def __init__(self, fabric: Fabric, samples: Samples, options: LoopOptions, say: Callable[[str], None]) -> None:
+        if options.batch_size % fabric.world_size:
+            raise RecipeError(f"batch_size {options.batch_size} can't be divided among {fabric.world_size} processes")
+        self.fabric, self.samples, self.options, self.say = fabric, samples, options, say
+        self.size = options.batch_size // fabric.world_size
+        self.micro = self.size
+        self.coming: Iterator[Sample] | None = None
+
+    def add_gradients(
+        self, stage: Stage[Any], model: Any, optimizer: Any, step: int, seed: int
+    ) -> list[dict[str, Tensor]]:
+        """Add up the gradients of a step; returns its losses.
+
+        Raises:
+            TrainingError: if not even one image fits into the memory.
+        """
+        while True:
+            torch.manual_seed(seed)
+            if self.coming is None:
+                self.coming = self._from(step * self.options.accumulate)
+            try:
+                return [losses for _ in range(self.options.accumulate) for losses in self._batch(stage, model)]
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+            # Beyond the except, which holds the tensors that did not fit.
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def _batch(self, stage: Stage[Any], model: Any) -> Iterator[dict[str, Tensor]]:
+        assert self.coming is not None
+        batch = next(self.coming)
+        for begin in range(0, self.size, self.micro):
+            count = min(self.micro, self.size - begin)
+            part = {key: value[begin : begin + count] for key, value in batch.items()}
+            with training_norms(count):
+                losses = stage.loss(model, part)
+                total = torch.stack(list(losses.values())).sum() * (count / self.size)
+                self.fabric.backward(total / self.options.accumulate)
+            yield losses
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self.fabric.world_size > 1 or self.micro == 1:
+            raise TrainingError(
+                f"the GPU's memory does not hold {self.micro} image(s) of a batch at once; start a new run with a "
+                "smaller --batch-size or --crop, or with --precision bf16"
+            ) from error
+        self.micro = -(-self.micro // 2)
+        self.coming = None  # a sample is a function of its number: the step begins anew
+        self.say(
+            f"the GPU's memory does not hold a batch: {self.micro} images of its {self.size} are gone through at a "
+            "time; gradients are those of the whole batch, batch-norm statistics those of a part"
+        )
+
+    def _from(self, first: int) -> Iterator[Sample]:
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=_Range(first, self.options.batch_size, self.fabric.global_rank, self.fabric.world_size),
+            num_workers=_workers(self.fabric, self.options),
+            pin_memory=self.fabric.device.type == "cuda",
+            generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
+        )
+        for batch in loader:
+            yield {key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()}
 
 
 def _workers(fabric: Fabric, options: LoopOptions) -> int:
@@ -261,23 +339,23 @@ class _Meter:
     def reset(self) -> None:
         self.totals: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.batches = 0
+        self.steps = 0
         self.since = time.perf_counter()
 
-    def add(self, losses: dict[str, Tensor]) -> None:
-        self.batches += 1
-        for name, value in losses.items():
-            self.totals[name] = self.totals[name] + value.detach() if name in self.totals else value.detach()
-            self.counts[name] = self.counts.get(name, 0) + 1
+    def add(self, step: Sequence[dict[str, Tensor]]) -> None:
+        """Losses of the batches of a step."""
+        self.steps += 1
+        for losses in step:
+            for name, value in losses.items():
+                self.totals[name] = self.totals[name] + value.detach() if name in self.totals else value.detach()
+                self.counts[name] = self.counts.get(name, 0) + 1
 
     def record(self, step: int, steps: int, lr: float, stage: str) -> Record:
         losses = {name: float(total) / self.counts[name] for name, total in self.totals.items()}
         for name, value in losses.items():
             if not math.isfinite(value):
-                raise DivergedError(
-                    f"stage {stage}, step {step}: the loss {name} is {value}; lower {stage}.lr, or use precision 32, "
-                    "and go on from the last checkpoint with --resume"
-                )
-        speed = self.batches * self.options.batch_size / max(1e-9, time.perf_counter() - self.since)
+                raise DivergedError(f"stage {stage}, step {step}: the loss {name} is {value}; {_remedy(stage)}")
+        images = self.steps * self.options.accumulate * self.options.batch_size
+        speed = images / max(1e-9, time.perf_counter() - self.since)
         self.reset()
         return Record(step, steps, losses, lr, speed)

@@ -26,10 +26,11 @@ from das3.selection.bn_statistics import StatisticsChoice
 from das3.selection.candidates import Verdict
 from das3.selection.guard import Guard, GuardMode, StageStopped
 from das3.stages import Stage, StageContext, StageOptions
-from das3.training.checkpoints import load_checkpoint, save_checkpoint
+from das3.training.checkpoints import load_checkpoint, save_checkpoint, unfit
 from das3.training.loop import Record, StepState, train
 from das3.training.progress import Display
 from das3.training.run_folder import Log, Run, weights_after
+from das3.training.stopping import sigterm_postponed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -141,6 +142,13 @@ class _Progression:
         self._restore(state)
         wait_for_all()  # before process 0 writes what another one is still to read
         self.log = Log(self.run.folder, state["phase"], state["step"]) if is_first_process() else None
+        try:
+            return self._run_from(state)
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _run_from(self, state: dict[str, Any]) -> Outcome:
         stages = [phase.make() for phase in self.phases]
         statistics = self._choose_statistics(stages, state)
         earlier: list[BatchNormMode] = []
@@ -174,8 +182,16 @@ class _Progression:
         )
 
     def _load(self, file: Path) -> Mapping[str, Tensor]:
-        weights: Mapping[str, Tensor] = load_checkpoint(file)["segmenter"]
+        weights = load_checkpoint(file).get("segmenter")
+        if not isinstance(weights, Mapping):
+            raise unfit(file, "it holds no weights")
         return weights
+
+    def _put(self, weights: Any, file: Path) -> None:
+        try:
+            self.segmenter.load_state_dict(weights)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise unfit(file, "its weights are not those of this network") from error
 
     def _choose_statistics(self, stages: Sequence[Stage[Any]], state: dict[str, Any]) -> StatisticsChoice | None:
         """Resolve bn_mode "auto" on the incoming model; a resumed run does so again, to the same choice."""
@@ -229,8 +245,11 @@ class _Progression:
         self.outcome = Outcome(rows=list(state["rows"]))
         if state.get("labels"):
             self.outcome.pseudo_labels = LabelStore(self.run.folder / state["labels"], self.images.names)
+        if state["phase"] > len(self.phases):
+            raise unfit(self.run.checkpoints / "last.pt", f"it is of phase {state['phase']} of {len(self.phases)}")
         if state["phase"] > 0:
-            self.segmenter.load_state_dict(load_checkpoint(self._end(state["phase"] - 1))["segmenter"])
+            file = self._end(state["phase"] - 1)
+            self._put(self._load(file), file)
         if not self.outcome.rows:
             self._add_row("source", 0.0, None)
 
@@ -245,21 +264,23 @@ class _Progression:
         self.outcome.pseudo_labels = stage.pseudo_labels or self.outcome.pseudo_labels
         start = None
         if state and state["step"]:
-            self.segmenter.load_state_dict(state["segmenter"])
-            start = StepState(state["step"], state["optimizer"], state["stage"], state["ema"])
-        train(
-            self.fabric,
-            self.segmenter,
-            stage,
-            samples,
-            self.recipe,
-            seed=context.seed,
-            start=start,
-            report=lambda record: self._report(number, record, clock),
-            save=lambda step: self._save_step(number, step, clock),
-            snapshot=lambda step, weights: self._save_snapshot(number, step, weights),
-            snapshots=self.guard.snapshots,
-        )
+            start = self._start(state)
+        with sigterm_postponed() as stop:
+            train(
+                self.fabric,
+                self.segmenter,
+                stage,
+                samples,
+                self.recipe,
+                seed=context.seed,
+                start=start,
+                report=lambda record: self._report(number, record, clock),
+                save=lambda step: self._save_step(number, step, clock),
+                snapshot=lambda step, weights: self._save_snapshot(number, step, weights),
+                snapshots=self.guard.snapshots,
+                stop=stop,
+                say=self.display.say,
+            )
         stage.finish(context)
         if stage.options.steps:
             self.guard.check(self.segmenter.state_dict())
@@ -267,6 +288,15 @@ class _Progression:
         if is_first_process():
             save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
         self._save({"phase": number + 1, "step": 0, "seconds": 0.0})
+
+    def _start(self, state: dict[str, Any]) -> StepState:
+        """Where the loop goes on; the segmenter gets the weights of that step."""
+        file = self.run.checkpoints / "last.pt"
+        missing = [key for key in ("segmenter", "optimizer", "stage", "ema") if key not in state]
+        if missing:
+            raise unfit(file, f"it has no {', '.join(missing)}")
+        self._put(state["segmenter"], file)
+        return StepState(state["step"], state["optimizer"], state["stage"], state["ema"])
 
     def _report(self, number: int, record: Record, clock: _Clock) -> None:
         measured = {}

@@ -27,7 +27,7 @@ from das3.recipe import RunOptions, options_from
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
-from das3.training.launch import Result, launch_run, open_evaluation, open_model
+from das3.training.launch import Result, label_files, launch_run, open_evaluation, open_model
 from das3.training.phases import Phase
 
 __all__ = ["SourceRecipe", "Supervised", "SupervisedLabels", "part_of", "train_source", "train_supervised"]
@@ -133,6 +133,7 @@ def train_supervised(
         resume=resume,
         quiet=quiet,
         skipped=skipped,
+        inputs={"labels": label_files(labelled)},
     )
 
 
