@@ -1,7 +1,7 @@
 """The package: what PyPI would show, and that the wheel works where there is nothing else.
 
-The slow tests install from the package index, with every Python that is found, and take gigabytes and minutes. Interpreters that
-are not on the path are named in DAS3_PYTHONS, separated by colons.
+The slow tests install from the package index, with every Python that is found, and take gigabytes and minutes.
+Interpreters that are not on the path are named in DAS3_PYTHONS, separated by colons.
 """
 
 import os
