@@ -1,7 +1,9 @@
 """What a user meets before anything runs: help, switches, misspelt options, completion, pipes and Ctrl-C."""
 
+import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -106,6 +108,70 @@ def test_bash_completes_options_and_paths(tmp_path):
     assert option.strip() == "--eval-images"
     assert command.strip() == "adapt"
     assert "-o default" in registered
+
+
+def completed(shell, folder, *lines):
+    """What a real, interactive shell makes of each line after a tab."""
+    pexpect = pytest.importorskip("pexpect")
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    (folder / "script").write_text(completion_script(shell))
+    if shell == "fish":  # it answers on the command line
+        ask = (["fish", "-N", "-c", f"source ./script; complete -C '{line}'"] for line in lines)
+        found = (subprocess.run(c, cwd=folder, capture_output=True, text=True, check=True).stdout for c in ask)
+        return [[row.split("\t")[0] for row in text.splitlines()] for text in found]
+    quiet = {"bash": ["--norc", "--noprofile", "-i"], "zsh": ["-f", "-i"]}[shell]
+    where = {**os.environ, "PS1": "> ", "TERM": "dumb", "INPUTRC": "/dev/null", "COLUMNS": "200"}
+    child = pexpect.spawn(shell, quiet, cwd=folder, encoding="utf8", timeout=30, env=where)
+    begin = "autoload -Uz compinit; compinit -u -D; " if shell == "zsh" else ""
+    then = "; compdef _shtab_das3 das3" if shell == "zsh" else ""
+    child.sendline(f"{begin}source ./script{then}; das3() {{ echo \"<$*>\"; }}; echo REA''DY")
+    child.expect("READY")
+    answers = []
+    for line in lines:
+        child.send(f"{line}\t")
+        child.sendline("")  # run by a function that says its arguments
+        child.expect(r"<([^$]*?)>")
+        answers.append(child.match[1].split()[-1:])
+    child.close(force=True)
+    return answers
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_paths_and_names(shell, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "mine.yaml").touch()
+    lines = (
+        *("das3 adapt --images da", "das3 adapt --recipe gta", "das3 adapt --recipe mi"),
+        *("das3 recipes show syn", "das3 adapt --precision b", "das3 data check dark"),
+    )
+    answers = completed(shell, tmp_path, *lines)
+    expected = ["data", "gta5-cityscapes", "mine.yaml", "synthia-cityscapes", "bf16", "dark-zurich"]
+    assert [answer.rstrip("/") for (answer,) in answers] == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
+def test_completion_has_no_marks_that_only_shtab_knows(shell):
+    assert "file?" not in completion_script(shell)
+
+
+def test_titles_of_recipes_are_whole_sentences(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(recipe_names())
+    assert [line for line in lines if not line.endswith(".")] == []
+
+
+def test_a_suite_without_data_says_which_folder(capsys, tmp_path):
+    assert main(["benchmark", "--suite", "camvid-dusk", "--out", str(tmp_path / "out")]) == 2
+    assert "name the folder that holds camvid/ and idd-lite/ with --data" in capsys.readouterr().err
+    assert main(["benchmark", "--suite=camvid-dusk", "--out", str(tmp_path / "out"), "--data", str(tmp_path)]) == 2
+    assert f"no folder camvid in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_misspelt_option_of_a_stage_gets_a_suggestion(capsys):
+    assert main(["adapt", "--align.setps", "3"]) == 2
+    assert "did you mean --align.steps?" in capsys.readouterr().err
 
 
 def test_version_and_overview_need_no_torch():

@@ -72,7 +72,9 @@ _REAL: dict[str, Any] = {
 
 
 def _root(data: Path | None) -> Path:
-    if data is None or not (data / "camvid").is_dir():
+    if data is None:
+        raise DataError("this suite needs data: name the folder that holds camvid/ and idd-lite/ with --data")
+    if not (data / "camvid").is_dir():
         raise DataError(f"no folder camvid in {data}; give the folder that holds camvid/ and idd-lite/ with --data")
     return data
 

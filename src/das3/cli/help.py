@@ -20,20 +20,8 @@ _COLUMN = 28
 
 PATHS = (
     *("model", "weights", "images", "labels", "out", "recipe", "classes", "class-map", "eval-images", "eval-labels"),
-    *(
-        "data",
-        "source-model",
-        "suite",
-        "methods",
-        "rows",
-        "page",
-        "sheet",
-        "ids",
-        "checkpoint",
-        "root",
-        "file",
-        "folder",
-    ),
+    *("data", "source-model", "suite", "methods", "rows", "page", "sheet", "ids", "checkpoint", "root", "file"),
+    *("folder", "folders"),
 )
 """Options and positional arguments that may be a file or a folder."""
 
