@@ -27,7 +27,7 @@ def not_well(cases):
 
 
 def test_some_of_the_worst_of_each_kind():
-    some = [case for case in CASES if case.quick][::3]
+    some = [case for case in CASES if case.quick][::5]
     assert {case.kind for case in some} == set(KINDS)
     assert not_well(some) == []
 

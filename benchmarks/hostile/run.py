@@ -182,6 +182,7 @@ def _in_child(case: Case, place: Place, said: Path) -> None:
         sink = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(sink, 2)
         os.dup2(os.open("stdout", os.O_WRONLY | os.O_CREAT, 0o666), 1)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False, errors="backslashreplace") for n in (1, 2))
         arguments = list(case.make(place))
         sys.stderr.flush()
         os.ftruncate(2, 0)  # what setting up said
