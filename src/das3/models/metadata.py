@@ -128,7 +128,11 @@ def read_metadata(folder: Path) -> ModelMetadata | None:
             in_channels=values.get("in_channels"),
             pixels=_pixels(values.get("pixels")),
             origin=Origin(
-                *(values[name] for name in ("kind", "model", "model_args", "nesting", "prefix")),
+                values["kind"],
+                values["model"],
+                values["model_args"],
+                values["nesting"],
+                values["prefix"],
                 preprocess=values.get("preprocess_from", METADATA_FILE),
             ),
         )

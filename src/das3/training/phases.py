@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from das3.data.images import Images
@@ -96,6 +98,7 @@ def run_phases(
     measure_every: int = 0,
     guard: GuardMode = "off",
     measure_candidates: bool = False,
+    picture: Callable[[Segmenter, LabelStore | None], NDArray[np.uint8]] | None = None,
 ) -> Outcome:
     """Train `segmenter` in place through all phases, starting where the run stopped.
 
@@ -110,9 +113,10 @@ def run_phases(
         measure_every: also measure about every this many steps of a phase, and log it; 0 for never.
         guard: see `das3.selection.guard.GuardMode`.
         measure_candidates: also measure every candidate of the guard, for benchmarks.
+        picture: makes the picture H×W×3 that is logged of the model before the first and after each phase.
     """
     progression = _Progression(
-        run, fabric, segmenter, images, phases, measure, display, measure_every, guard, measure_candidates
+        run, fabric, segmenter, images, phases, measure, display, measure_every, guard, measure_candidates, picture
     )
     return progression.run_all()
 
@@ -131,6 +135,7 @@ class _Progression:
     measure_every: int
     guard_mode: GuardMode
     measure_candidates: bool
+    picture: Callable[[Segmenter, LabelStore | None], NDArray[np.uint8]] | None
 
     def run_all(self) -> Outcome:
         self.recipe: RunOptions = self.run.recipe
@@ -140,7 +145,9 @@ class _Progression:
         state = self.run.last()
         self._restore(state)
         wait_for_all()  # before process 0 writes what another one is still to read
-        self.log = Log(self.run.folder, state["phase"], state["step"]) if is_first_process() else None
+        first = is_first_process()
+        self.log = Log(self.run.folder, state["phase"], state["step"], self.recipe) if first else None
+        self._log_phase(state["phase"])
         stages = [phase.make() for phase in self.phases]
         statistics = self._choose_statistics(stages, state)
         earlier: list[BatchNormMode] = []
@@ -158,6 +165,8 @@ class _Progression:
                     break
             self._add_candidates(number)
         self._conclude()
+        if self.log is not None:
+            self.log.close()
         return self.outcome
 
     def _context(self, number: int, name: str) -> StageContext:
@@ -263,9 +272,18 @@ class _Progression:
         if stage.options.steps:
             self.guard.check(self.segmenter.state_dict())
         self._add_row(name, clock.seconds(), stage.input_transform)
+        self._log_phase(number + 1)
         if is_first_process():
             save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
         self._save({"phase": number + 1, "step": 0, "seconds": 0.0})
+
+    def _log_phase(self, number: int) -> None:
+        """Log the row of the incoming model (0) or of a phase, with a picture."""
+        if self.log is None or number >= len(self.outcome.rows):
+            return
+        row = self.outcome.rows[number]
+        seen = self.picture(self.segmenter, self.outcome.pseudo_labels) if self.picture else None
+        self.log.phase(number, row["name"], row["miou"], seen)
 
     def _report(self, number: int, record: Record, clock: _Clock) -> None:
         measured = {}

@@ -17,7 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from das3 import __version__
 from das3.errors import RecipeError
@@ -25,12 +27,14 @@ from das3.files import write_atomically
 from das3.recipe import RunOptions
 from das3.recipes.old_names import up_to_date
 from das3.training.checkpoints import load_checkpoint, save_checkpoint
+from das3.training.loggers import open_loggers
 from das3.training.loop import Record
 
 __all__ = ["NON_RESULT_OPTIONS", "Log", "Run", "begin_after", "weights_after"]
 
 NON_RESULT_OPTIONS = frozenset(
     {"format", "out", "device", "devices", "workers", "log_every", "checkpoint_every", "cache_gib", "report"}
+    | {"measure_every", "logger"}
 )
 """Options that don't change what comes out: where a run lies and how it is watched."""
 
@@ -140,24 +144,36 @@ def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]]
 
 
 class Log:
-    """metrics.jsonl and TensorBoard; lines of steps that a resumed run repeats are dropped."""
+    """metrics.jsonl, TensorBoard and what else is asked for; lines of steps that a resumed run repeats are dropped."""
 
-    def __init__(self, folder: Path, phase: int, step: int) -> None:
+    def __init__(self, folder: Path, phase: int, step: int, recipe: RunOptions | None = None) -> None:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if _is_before(line, phase, step)]
             write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        self.board = SummaryWriter(str(folder / "tensorboard"))
+        self.loggers = open_loggers(folder, getattr(recipe, "logger", None), recipe.to_dict() if recipe else {})
 
     def add(self, phase: int, stage: str, record: Record, seconds: float, measured: dict[str, float]) -> None:
         """Write the loop's report, with measurements if there are any."""
         line = {"stage": stage, "phase": phase, **asdict(record), "seconds": round(seconds, 3), **measured}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in {**record.losses, "lr": record.lr, **measured}.items():
-            self.board.add_scalar(f"{stage}/{name}", value, record.step)
+        values = {f"{stage}/{name}": value for name, value in {**record.losses, "lr": record.lr, **measured}.items()}
+        for logger in self.loggers:
+            logger.scalars(values, record.step)
+
+    def phase(self, number: int, name: str, miou: float | None, picture: NDArray[np.uint8] | None) -> None:
+        """Note the model after a phase, the incoming one as number 0: mIoU in percent, and a picture H×W×3."""
+        for logger in self.loggers:
+            if miou is not None:
+                logger.scalars({"evaluation/mIoU": miou}, number)
+            if picture is not None:
+                logger.picture(f"pictures/{number}-{name}", picture, number)
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        for logger in self.loggers:
+            logger.close()
 
 
 def _is_before(line: str, phase: int, step: int) -> bool:
