@@ -44,7 +44,6 @@ def adapt(
     resume: bool = False,
     quiet: bool = False,
     state_dict: bool = False,
-    measure_every: int = 0,
     measure_candidates: bool = False,
     trust: bool = False,
     **options: Any,
@@ -60,7 +59,6 @@ def adapt(
         resume: continue the run in `out` where it stopped, with its own options; those given too must be the same.
         quiet: show no progress.
         state_dict: also save the weights as a plain state dict, model.pt.
-        measure_every: with `evaluation`, also measure about every this many steps, into metrics.jsonl.
         measure_candidates: with `evaluation`, also measure every candidate that the guard had, for benchmarks.
         trust: run the code that a model folder, a hub repository or a recipe file names for its network.
         **options: fields of the recipe, e.g. `seed=1`, `align={"steps": 100}`, which override `recipe`;
@@ -98,7 +96,7 @@ def adapt(
         resume=resume,
         quiet=quiet,
         state_dict=state_dict,
-        measure_every=measure_every,
+        measure_every=settings.measure_every,
         report=settings.report,
         guard=settings.guard,
         measure_candidates=measure_candidates,

@@ -169,12 +169,16 @@ class Recipe(RunOptions):
         guard: "best" hands back the incoming model, or what the stages made of it, whichever is judged best without
             labels; "stop" only takes back a stage that collapses; "off" hands back what the last stage left.
         report: write report.html at the end, which compares the incoming and the adapted model.
+        measure_every: with --eval-images, also measure mIoU about every so many steps; 0 for never.
+        logger: also send losses, mIoU and pictures to wandb or mlflow, through their own client and its settings.
         options: the stages' options by stage name, as far as they differ from their defaults.
     """
 
     ema_decay: float = 0.97
     stages: tuple[str, ...] = ("align", "selftrain", "propagate")
     report: bool = True
+    measure_every: int = option(0, low=0)
+    logger: Literal["wandb", "mlflow"] | None = None
     guard: Literal["best", "stop", "off"] = option("best", choices=("best", "stop", "off"))
     options: dict[str, StageOptions] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from das3.data.published.classes import CITYSCAPES, SUBSETS
-from das3.data.visualize import _GAP, _HEAD, _lab, colorize, contact_sheet, grid, overlay, palette, strip
+from das3.data.visualize import _GAP, _HEAD, _lab, colorize, contact_sheet, grid, legend, overlay, palette, strip
 
 LABELS = np.array([[0, 1, 255], [2, 2, 0]], np.uint8)
 COLORS = np.array([[10, 20, 30], [200, 0, 0], [0, 0, 250]], np.uint8)
@@ -39,7 +39,11 @@ def test_cielab_is_that_of_the_standard() -> None:
 
 
 def test_any_names_and_more_classes_than_colours() -> None:
-    np.testing.assert_array_equal(palette(["a", "road"]), palette(2))
+    np.testing.assert_array_equal(palette(["a", "b"]), palette(2))
+    mixed = palette(["lane", "road", "car", "b"])  # names that Cityscapes has keep its colours among others
+    np.testing.assert_array_equal(mixed[1:3], palette(19)[[0, 13]])
+    assert len({tuple(color) for color in mixed.tolist()}) == 4
+    np.testing.assert_array_equal(palette([f"class {c}" for c in range(19)]), palette(19))
     assert palette(300).shape == (300, 3)
 
 
@@ -48,6 +52,16 @@ def test_ids_become_colours_and_ignored_pixels_black() -> None:
     expected = [[[10, 20, 30], [200, 0, 0], [0, 0, 0]], [[0, 0, 250], [0, 0, 250], [10, 20, 30]]]
     np.testing.assert_array_equal(painted, expected)
     np.testing.assert_array_equal(colorize(LABELS[1:, :2]), palette(3)[LABELS[1:, :2]])
+
+
+@pytest.mark.parametrize("width", [40, 300, 2000])
+def test_a_legend_shows_each_class_in_its_colour(width: int) -> None:
+    names = ["road", "a very long name of a class that no narrow picture can hold", "<b>", "sky"]
+    colors = palette(names)
+    key = legend(names, colors, width)
+    assert key.shape[1:] == (width, 3)
+    for color in colors:
+        assert (key == color).all(axis=-1).sum() > 50
 
 
 def test_an_overlay_blends_and_shows_the_image_where_ignored() -> None:

@@ -35,7 +35,7 @@ def add(parser: Parser) -> None:
             *("recipe", "stages", "align.steps", "selftrain.steps", "propagate.steps"),
             *("batch-size", "seed", "device", "precision"),
         ),
-        evaluation=("eval-images", "eval-labels", "classes", "class-map"),
+        evaluation=("eval-images", "eval-labels", "classes", "class-map", "measure-every"),
         help=("help", "help-all", "help-stage"),
     )
 

@@ -14,16 +14,18 @@ from das3.data.bad_images import SkippedImage, describe_skipped, sound_images
 from das3.data.class_table import load_classes
 from das3.data.images import ImageFiles
 from das3.data.open import open_images
-from das3.data.pixels import as_rgb8
 from das3.data.published.classes import CITYSCAPES
+from das3.data.video import VideoFrames, find_videos, is_stream
 from das3.data.visualize import palette
-from das3.errors import RecipeError, printable
+from das3.errors import DataError, RecipeError, printable
+from das3.evaluation.label_video import label_video
 from das3.evaluation.predict import (
     file_values,
     predict_labels,
     predict_to_file,
     without_data,
     write_geotiff,
+    write_overlay,
     write_prediction,
 )
 from das3.models.image_reading import fit_images, how_read
@@ -38,6 +40,7 @@ __all__ = ["HELP", "add", "run"]
 
 HELP = """
 das3 predict --model RUN --images DIR --out DIR
+das3 predict --model RUN --images drive.mp4 --overlays --out DIR
 """
 
 
@@ -46,10 +49,14 @@ class PredictArguments(InferenceArguments):
     """Options of `das3 predict`.
 
     Attributes:
-        images: folder of images, a .txt file that lists them, or a published data set (NAME:ROOT?split=SPLIT).
-        out: folder for labels/NAME.png, and labels/NAME.tif with the same georeference for images that are GeoTIFF;
-            images that have a label there already are skipped.
-        overlays: also write the labels in colour, colors/NAME.png, and over the image, overlays/NAME.png.
+        images: folder of images and videos, a pattern in quotes ('shots/**/*.png'), a video, a camera (/dev/video0) or
+            stream (rtsp://…), a .txt file that lists images, or a published data set (NAME:ROOT?split=SPLIT).
+        out: folder for labels/NAME.png (a palette image: a viewer shows colours, Pillow reads class ids), and
+            labels/NAME.tif with the same georeference for images that are GeoTIFF; of a video labels/NAME/000000.png
+            and so on; images and videos that have labels there already are skipped.
+        overlays: also write the labels over the image with a legend, overlays/NAME.png or .mp4.
+        grey: write grey label files, for readers that take a palette's colours for the values, as OpenCV does.
+        every: of a video or stream, label each so-many-th frame.
         ids: pixel values in the label files instead of class indices: "mask" for 0 and 255, "cityscapes" for the label
             ids that its test server expects, or a class table file for the ids in it.
     """
@@ -57,6 +64,8 @@ class PredictArguments(InferenceArguments):
     images: str | None = None
     out: str | None = None
     overlays: bool = False
+    grey: bool = False
+    every: int = 1
     ids: str | None = None
 
 
@@ -67,7 +76,7 @@ def add(parser: Parser) -> None:
     groups = {
         "model": ("model", "weights", "classifier", "num-classes", "mean", "std"),
         "images": ("images", "size"),
-        "output": ("out", "overlays", "ids", "quiet"),
+        "output": ("out", "overlays", "ids", "grey", "every", "quiet"),
         "prediction": ("flip", "scales", "tile", "device", "precision"),
         "help": ("help", "help-all"),
     }
@@ -79,6 +88,12 @@ def run(given: Namespace) -> None:
     options = from_namespace(PredictArguments, given)
     if options.images is None or options.out is None:
         raise RecipeError("--images and --out are both needed; see `das3 predict --help`")
+    if options.every < 1:
+        raise RecipeError(f"--every must be 1 or more, got {options.every}")
+    videos = find_videos(options.images)
+    if videos and not _has_images(options.images):
+        _label_videos(options, videos, open_model(options, trust=given.trust), given.quiet)
+        return
     images = open_images(options.images)
     skipped: list[SkippedImage] = []
     if options.on_bad_image == "skip":
@@ -89,7 +104,8 @@ def run(given: Namespace) -> None:
     values = _values(options, segmenter)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
-    colors, out = palette(segmenter.num_classes), Path(options.out)
+    colors, out = palette(segmenter.class_names), Path(options.out)
+    shown = None if options.grey else colors
     files = [out / "labels" / f"{name}.png" for name in images.names]
     todo = [i for i, file in enumerate(files) if not file.exists()]
     with Display(quiet=given.quiet) as display, fabric.autocast():
@@ -101,10 +117,11 @@ def run(given: Namespace) -> None:
             source = images.paths[i] if isinstance(images, ImageFiles) else images[i]
             if options.overlays:
                 labels = predict_labels(segmenter, source, **options.how())
-                seen = as_rgb8(images[i], segmenter.preprocess.rgb_bands)
-                write_prediction(out, name, labels, values=values, colors=colors, image=seen)
+                overlay = out / "overlays" / f"{name}.png"
+                write_overlay(overlay, source, labels, colors, segmenter.class_names, segmenter)
+                write_prediction(out, name, labels, values=values, shown=shown)
             else:
-                predict_to_file(segmenter, source, files[i], values=values, **options.how())
+                predict_to_file(segmenter, source, files[i], values=values, colors=shown, **options.how())
     if isinstance(images, ImageFiles):
         for i, (file, image) in enumerate(zip(files, images.paths, strict=True)):
             if i in todo or not file.with_suffix(".tif").exists():
@@ -112,6 +129,49 @@ def run(given: Namespace) -> None:
     print(f"{len(todo)} images labelled into {out / 'labels'}")
     for line in describe_skipped(skipped):
         print(printable(line))
+    if videos:
+        _label_videos(options, videos, segmenter, given.quiet)
+
+
+def _has_images(source: str) -> bool:
+    """Whether there are images beside the videos."""
+    if is_stream(source) or Path(source).is_file():
+        return False
+    try:
+        return len(open_images(source)) > 0
+    except DataError:
+        return False
+
+
+def _label_videos(options: PredictArguments, videos: Sequence[str], segmenter: Segmenter, quiet: bool) -> None:
+    """Label every video that has no labels yet; Ctrl-C ends a stream, and what is there stays."""
+    values, out = _values(options, segmenter), Path(options.out or ".")
+    fabric = make_fabric(options.device, options.precision)
+    segmenter.to(fabric.device)
+    root = Path(options.images) if options.images and Path(options.images).is_dir() else None
+    with Display(quiet=quiet) as display, fabric.autocast():
+        for video in videos:
+            path = Path(video)
+            name = (
+                "stream"
+                if is_stream(video)
+                else str((path.relative_to(root) if root else Path(path.name)).with_suffix(""))
+            )
+            if (out / "labels" / name).is_dir():
+                continue
+            frames = VideoFrames(video, options.every)
+            count = label_video(
+                segmenter,
+                display.track(frames, name, frames.count),
+                out,
+                name,
+                rate=frames.rate,
+                values=values,
+                overlays=options.overlays,
+                grey=options.grey,
+                **options.how(),
+            )
+            print(f"{count} frames of {video} labelled into {out / 'labels' / name}")
 
 
 def _values(options: PredictArguments, segmenter: Segmenter) -> Sequence[int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from das3.errors import DataError
 from das3.losses import IGNORE_INDEX
 from das3.text_files import read_text
 
-__all__ = ["open_images", "open_labelled"]
+__all__ = ["is_glob", "open_images", "open_labelled"]
 
 
 def open_images(source: Any) -> Images:
     """Images of a folder tree, a list file, a sequence of paths or a dataset object.
 
     Args:
-        source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a folder, searched with all its
+        source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a pattern
+            (`shots/**/*.png`); a folder, searched with all its
             sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
             lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
             and `__getitem__` whose items are images (PIL, or H×W×B or B×H×W integers or floats in [0, 1], B = 3 for
@@ -46,7 +48,7 @@ def open_images(source: Any) -> Images:
         return spec_images(source)
     if isinstance(source, str | Path):
         try:
-            return _open_path(Path(source))
+            return _open_glob(str(source)) if is_glob(source) else _open_path(Path(source))
         except OSError as error:  # a name that is too long, links in a circle
             raise DataError(f"no images at {str(source)[:200]} ({error.strerror})") from None
     if isinstance(source, Sequence) and source and all(isinstance(p, str | Path) for p in source):
@@ -68,6 +70,18 @@ def _of_loader(loader: DataLoader[Any]) -> Images:
             "__getitem__, a folder, a .txt list or paths"
         )
     return open_images(loader.dataset)
+
+
+def is_glob(source: str | Path) -> bool:
+    """Whether a name is a pattern (`shots/**/*.png`), and no file or folder is called so."""
+    return has_magic(str(source)) and not Path(source).exists()
+
+
+def _open_glob(pattern: str) -> Images:
+    found = sorted(p for p in map(Path, glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise DataError(f"no images match {pattern}; put quotes around it, and use ** for sub-folders of any depth")
+    return _listed(found)
 
 
 def _open_path(path: Path) -> Images:

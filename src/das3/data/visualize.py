@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from das3.data.published.classes import CITYSCAPES
 from das3.losses import IGNORE_INDEX
 
-__all__ = ["colorize", "contact_sheet", "grid", "overlay", "palette", "strip"]
+__all__ = ["colorize", "contact_sheet", "grid", "legend", "overlay", "palette", "strip"]
 
 Picture = NDArray[np.uint8]
 """H×W×3 uint8 RGB."""
+
+_CLOSE = 20.0  # CIELAB distance below which two colours are easily confused
 
 _GAP, _HEAD = 4, 18  # pixels between pictures, and for the title above one
 
@@ -24,15 +26,22 @@ def palette(classes: int | Sequence[str]) -> NDArray[np.uint8]:
     """C×3 uint8 RGB colours of classes.
 
     Args:
-        classes: C, or the names of the classes. 19 classes, or names that Cityscapes has too, get its colours; others
-            get colours of which each is as far as possible from all before it, and from black and white.
+        classes: C, or the names of the classes. 19 classes without names, and each name that Cityscapes has too, get
+            its colours; others get colours of which each is as far as possible from all before it, and from black and
+            white, and not close to those.
     """
-    names = CITYSCAPES.names if classes == 19 else classes
+    if isinstance(classes, int):
+        names: Sequence[str] = CITYSCAPES.names if classes == 19 else [""] * classes
+    else:
+        names = [*CITYSCAPES.names] if list(classes) == [f"class {c}" for c in range(19)] else classes
     known = dict(zip(CITYSCAPES.names, CITYSCAPES.colors or (), strict=True))
-    if isinstance(names, Sequence) and names and all(name in known for name in names):
-        return np.array([known[name] for name in names], np.uint8)
-    count = names if isinstance(names, int) else len(names)
-    return _distinct()[np.arange(count) % len(_distinct())]
+    taken = np.array([known[name] for name in names if name in known], np.float64).reshape(-1, 3)
+    far = _distinct()
+    if len(taken):
+        apart = np.linalg.norm(_lab(far.astype(np.float64))[:, None] - _lab(taken)[None], axis=2).min(axis=1)
+        far = far[apart > _CLOSE]
+    free = (far[i % len(far)] for i in range(len(names)))
+    return np.array([known[name] if name in known else next(free) for name in names], np.uint8).reshape(-1, 3)
 
 
 @cache
@@ -84,6 +93,28 @@ def overlay(
     share = np.where(labels == IGNORE_INDEX, 0.0, opacity).astype(np.float32)[..., None]
     blended: Picture = (image * (1 - share) + painted * share).round().astype(np.uint8)
     return blended
+
+
+def legend(names: Sequence[str], colors: NDArray[np.uint8], width: int) -> Picture:
+    """A strip h×`width`×3 with the classes' colours and names, in as many lines as they need; long names are cut.
+
+    Args:
+        names: C class names.
+        colors: C×3.
+        width: in pixels; at least one class stands in a line, however narrow that is.
+    """
+    size = int(np.clip(width / 60, 11, 40))
+    font, square = ImageFont.load_default(size), size
+    cell = min(width, round(max((font.getlength(name) for name in names), default=0)) + 3 * square)
+    columns = max(1, width // max(1, cell))
+    line = round(1.5 * size)
+    strip_ = Image.new("RGB", (width, line * -(-len(names) // columns)), "white")
+    draw = ImageDraw.Draw(strip_)
+    for i, (name, color) in enumerate(zip(names, colors.tolist(), strict=True)):
+        left, top = i % columns * cell + square // 2, i // columns * line + (line - square) // 2
+        draw.rectangle((left, top, left + square, top + square), fill=tuple(color))
+        draw.text((left + round(1.5 * square), top), name, fill=(20, 20, 20), font=font)
+    return np.array(strip_)
 
 
 def strip(pictures: Sequence[Picture], titles: Sequence[str], scale: int = 1) -> Image.Image:

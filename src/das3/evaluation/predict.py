@@ -18,8 +18,8 @@ from torch import Tensor
 from das3.data.class_table import ClassTable
 from das3.data.formats import geo_tags, tiff_library
 from das3.data.images import Size, opened
-from das3.data.pixels import Pixel
-from das3.data.visualize import overlay
+from das3.data.pixels import Pixel, as_rgb8
+from das3.data.visualize import legend, overlay
 from das3.errors import DataError, ModelError, RecipeError
 from das3.evaluation.tiled_io import PngWriter, Rows, open_rows
 from das3.evaluation.tta import TestTimeAugmentation
@@ -37,6 +37,7 @@ __all__ = [
     "predict_to_file",
     "without_data",
     "write_geotiff",
+    "write_overlay",
     "write_prediction",
 ]
 
@@ -49,6 +50,7 @@ TILE = 1024
 TILE_ALIGNMENT = 32
 """Tiles begin at multiples of this, so that a network's strides fall on the same pixels in all of them."""
 
+_BAND = 256  # rows of an overlay that are made at once
 _SMALLEST = 2 * TILE_ALIGNMENT
 _VALUES = 2**24  # probabilities that are made at once when an image is predicted whole: 64 MiB
 
@@ -169,6 +171,7 @@ def predict_to_file(
     out: str | Path,
     *,
     values: Sequence[int] | None = None,
+    colors: NDArray[np.uint8] | None = None,
     **how: Unpack[PredictOptions],
 ) -> Path:
     """Label an image into a PNG, row by row.
@@ -179,7 +182,9 @@ def predict_to_file(
 
     Args:
         segmenter, image, how: see `predict_probs`.
-        out: the file, 8-bit grey.
+        out: the file, of 8 bits.
+        colors: C×3, in which a viewer shows the classes (a palette; readers of palette images see the class ids); grey
+            if None, and where `values` are given.
         values: pixel value of each class in the file; the class ids when None. (0, 255) writes a mask. Where the image
             has no data, the file has 255, or 0 if 255 stands for a class.
 
@@ -189,8 +194,8 @@ def predict_to_file(
     Raises:
         ModelError, RecipeError, DataError: as `predict_labels`.
     """
-    blocks, table = _Blocks(segmenter, **how), _value_table(values)
-    with open_rows(image, segmenter.pixels) as rows, _predicting(segmenter), PngWriter(out, rows.shape) as file:
+    blocks, table, shown = _Blocks(segmenter, **how), _value_table(values), colors if values is None else None
+    with open_rows(image, segmenter.pixels) as rows, _predicting(segmenter), PngWriter(out, rows.shape, shown) as file:
         top, nothing = 0, without_data(values)
         for band in blocks.labels(rows):
             written = table[band.cpu().numpy()]
@@ -318,6 +323,7 @@ def write_prediction(
     colors: NDArray[np.uint8] | None = None,
     image: NDArray[np.uint8] | None = None,
     probs: Tensor | None = None,
+    shown: NDArray[np.uint8] | None = None,
 ) -> Path:
     """Write a prediction: always labels/NAME.png, the rest on request. Files are written atomically, the labels last.
 
@@ -329,6 +335,7 @@ def write_prediction(
             gives those that its data set uses, e.g. Cityscapes' label ids for its server; (0, 255) writes a mask.
         colors: C×3; also write colors/NAME.png, a palette image of the class ids.
         image: H×W×3 uint8; also write overlays/NAME.png, the colours over the image. Needs `colors`.
+        shown: C×3; the colours in which a viewer shows the label file, where it has no `values`; grey if None.
         probs: C×H×W; also write probs/NAME.npz, float16 under the key "probs".
 
     Returns:
@@ -349,8 +356,40 @@ def write_prediction(
     written = _value_table(values)[labels]
     if values is not None:
         written[labels == IGNORE_INDEX] = without_data(values)
-    _save_png(path, Image.fromarray(written))
+    file = Image.fromarray(written)
+    if shown is not None and values is None:
+        file.putpalette(np.concatenate([shown, np.zeros((256 - len(shown), 3), np.uint8)]).tobytes())
+    _save_png(path, file)
     return path
+
+
+def write_overlay(
+    path: str | Path,
+    image: Source,
+    labels: NDArray[np.uint8],
+    colors: NDArray[np.uint8],
+    names: Sequence[str],
+    segmenter: Segmenter,
+) -> Path:
+    """The class colours over the image, above a legend of the classes that occur, written in bands of rows.
+
+    Args:
+        path: the PNG file.
+        image: H×W×K array or a file, read as the segmenter's `pixels` says.
+        labels: H×W uint8.
+        colors: C×3.
+        names: of the classes.
+        segmenter: says which bands are red, green and blue.
+    """
+    occurring = [c for c in np.unique(labels).tolist() if c < len(names)]
+    key = legend([names[c] for c in occurring], colors[occurring], labels.shape[1])
+    height, width = labels.shape
+    with open_rows(image, segmenter.pixels) as rows, PngWriter(path, (height + len(key), width, 3)) as file:
+        for top in range(0, height, _BAND):
+            seen = as_rgb8(rows.read(top, min(top + _BAND, height)), segmenter.preprocess.rgb_bands)
+            file.write(overlay(seen, labels[top : top + _BAND], colors))
+        file.write(key)
+    return Path(path)
 
 
 def write_geotiff(labels: Path, image: Path, nodata: int) -> Path | None:

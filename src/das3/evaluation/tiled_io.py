@@ -188,25 +188,34 @@ def _rgb(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class PngWriter:
-    """An 8-bit grey PNG, written row after row; a file of that name appears when the last one is in.
+    """A PNG of 8 bits, written row after row; a file of that name appears when the last one is in.
 
     Args:
         path: of the file; folders above it are made.
-        shape: (height, width).
+        shape: (height, width), or (height, width, 3) for RGB.
+        colors: C×3 uint8, by which a viewer shows values below C, others black; grey if None.
     """
 
-    def __init__(self, path: str | Path, shape: tuple[int, int]) -> None:
+    def __init__(self, path: str | Path, shape: tuple[int, ...], colors: NDArray[np.uint8] | None = None) -> None:
         self.path = Path(path)
         self.part = part_of(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.row = tuple(shape[1:])
         self.packer = zlib.compressobj()
         self.file = self.part.open("wb")
         self.file.write(b"\x89PNG\r\n\x1a\n")
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8, 0, 0, 0, 0))
+        kind = 2 if len(shape) == 3 else 0 if colors is None else 3
+        self._chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8, kind, 0, 0, 0))
+        if colors is not None:
+            table = np.zeros((256, 3), np.uint8)
+            table[: len(colors)] = colors[:256]
+            self._chunk(b"PLTE", table.tobytes())
 
     def write(self, rows: NDArray[np.uint8]) -> None:
-        """Append n×W values."""
-        filtered = np.pad(rows, ((0, 0), (1, 0)))  # each row begins with its filter: none
+        """Append n×W values, or n×W×3."""
+        if rows.shape[1:] != self.row:
+            raise ValueError(f"rows of {self.row} are wanted, got {rows.shape[1:]}")
+        filtered = np.pad(rows.reshape(len(rows), -1), ((0, 0), (1, 0)))  # each row begins with its filter: none
         self._chunk(b"IDAT", self.packer.compress(filtered.tobytes()))
 
     def _chunk(self, name: bytes, data: bytes) -> None:

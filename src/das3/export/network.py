@@ -95,9 +95,8 @@ class InferenceNetwork(nn.Module):
 
     def _padded(self, images: Tensor) -> Tensor:
         height, width = self._sides(images.shape[-2:])
-        is_open = bool(torch._C._get_tracing_state()) or any(
-            isinstance(side, torch.SymInt) for side in images.shape[-2:]
-        )
+        is_traced = bool(torch._C._get_tracing_state())
+        is_open = is_traced or any(isinstance(side, torch.SymInt) for side in images.shape[-2:])
         if not is_open and (height, width) == images.shape[-2:]:
             return images
         missing = (0, width - images.shape[-1], 0, height - images.shape[-2])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import time
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 __all__ = ["EventFile"]
 
@@ -14,7 +20,7 @@ _number = count()
 
 
 class EventFile:
-    """Scalars for TensorBoard, in a new file of a folder.
+    """Numbers and pictures for TensorBoard, in a new file of a folder.
 
     Args:
         folder: of all files of the run.
@@ -31,12 +37,24 @@ class EventFile:
         self.writer = RecordWriter(self.file)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def add(self, scalars: dict[str, float], step: int) -> None:
-        """Write scalars of one step."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write numbers of one step."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._write(self.make(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._summary(Summary(value=[Summary.Value(tag=n, simple_value=v) for n, v in values.items()]), step)
+
+    def picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+        """Write a picture H×W×3."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        height, width = pixels.shape[:2]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png.getvalue())
+        self._summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def _summary(self, summary: object, step: int) -> None:
+        self._write(self.make(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: object) -> None:
         self.writer.write(event.SerializeToString())  # type: ignore[attr-defined]

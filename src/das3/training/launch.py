@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from das3.training.inputs import FileSet, Inputs
 from das3.training.lock import locked_folder
 from das3.training.loop import make_fabric
 from das3.training.phases import Outcome, Phase, run_phases
+from das3.training.pictures import Pictures
 from das3.training.processes import processes
 from das3.training.progress import Display
 from das3.training.result import Result
@@ -104,6 +105,9 @@ def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
             f"the model predicts {segmenter.num_classes} classes but the evaluation labels have "
             f"{labelled.num_classes}; give the matching --classes or --class-map"
         )
+    if list(labelled.class_names) == [f"class {c}" for c in range(labelled.num_classes)]:  # labels without a table
+        table = replace(labelled.table, names=tuple(segmenter.class_names))
+        labelled = Labelled(labelled.images, labelled.paths, table, labelled.decode)
     return labelled.read_as(read_as_fitted(labelled.images, segmenter))
 
 
@@ -198,6 +202,7 @@ def launch_run(
                 measure_every=measure_every,
                 guard=guard,
                 measure_candidates=measure_candidates,
+                picture=Pictures(images) if is_first_process() else None,
             )
             reporter.after(segmenter, images)
             segmenter.to("cpu").eval()

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from das3.data.images import Images
@@ -97,6 +99,7 @@ def run_phases(
     measure_every: int = 0,
     guard: GuardMode = "off",
     measure_candidates: bool = False,
+    picture: Callable[[Segmenter, LabelStore | None], NDArray[np.uint8]] | None = None,
 ) -> Outcome:
     """Train `segmenter` in place through all phases, starting where the run stopped.
 
@@ -111,9 +114,10 @@ def run_phases(
         measure_every: also measure about every this many steps of a phase, and log it; 0 for never.
         guard: see `das3.selection.guard.GuardMode`.
         measure_candidates: also measure every candidate of the guard, for benchmarks.
+        picture: makes the picture H×W×3 that is logged of the model before the first and after each phase.
     """
     progression = _Progression(
-        run, fabric, segmenter, images, phases, measure, display, measure_every, guard, measure_candidates
+        run, fabric, segmenter, images, phases, measure, display, measure_every, guard, measure_candidates, picture
     )
     return progression.run_all()
 
@@ -132,6 +136,7 @@ class _Progression:
     measure_every: int
     guard_mode: GuardMode
     measure_candidates: bool
+    picture: Callable[[Segmenter, LabelStore | None], NDArray[np.uint8]] | None
 
     def run_all(self) -> Outcome:
         self.recipe: RunOptions = self.run.recipe
@@ -141,8 +146,10 @@ class _Progression:
         state = self.run.last()
         self._restore(state)
         wait_for_all()  # before process 0 writes what another one is still to read
-        self.log = Log(self.run.folder, state["phase"], state["step"]) if is_first_process() else None
+        first = is_first_process()
+        self.log = Log(self.run.folder, state["phase"], state["step"], self.recipe) if first else None
         try:
+            self._log_phase(state["phase"])
             return self._run_from(state)
         finally:
             if self.log is not None:
@@ -166,6 +173,8 @@ class _Progression:
                     break
             self._add_candidates(number)
         self._conclude()
+        if self.log is not None:
+            self.log.close()
         return self.outcome
 
     def _context(self, number: int, name: str) -> StageContext:
@@ -285,6 +294,7 @@ class _Progression:
         if stage.options.steps:
             self.guard.check(self.segmenter.state_dict())
         self._add_row(name, clock.seconds(), stage.input_transform)
+        self._log_phase(number + 1)
         if is_first_process():
             save_checkpoint(self._end(number), {"segmenter": self.segmenter.state_dict()})
         self._save({"phase": number + 1, "step": 0, "seconds": 0.0})
@@ -297,6 +307,14 @@ class _Progression:
             raise unfit(file, f"it has no {', '.join(missing)}")
         self._put(state["segmenter"], file)
         return StepState(state["step"], state["optimizer"], state["stage"], state["ema"])
+
+    def _log_phase(self, number: int) -> None:
+        """Log the row of the incoming model (0) or of a phase, with a picture."""
+        if self.log is None or number >= len(self.outcome.rows):
+            return
+        row = self.outcome.rows[number]
+        seen = self.picture(self.segmenter, self.outcome.pseudo_labels) if self.picture else None
+        self.log.phase(number, row["name"], row["miou"], seen)
 
     def _report(self, number: int, record: Record, clock: _Clock) -> None:
         measured = {}

@@ -19,7 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from das3 import __version__
 from das3.errors import RecipeError, TrainingError
@@ -27,9 +29,9 @@ from das3.files import DISK_ERRORS, remove_leftovers, why_not_written, write_ato
 from das3.recipe import RunOptions
 from das3.recipes.old_names import up_to_date
 from das3.training.checkpoints import load_checkpoint, save_checkpoint, unfit
-from das3.training.event_file import EventFile
 from das3.training.inputs import INPUT_OPTIONS, Inputs, check_inputs
 from das3.training.lock import LOCK, locked_folder
+from das3.training.loggers import open_loggers
 from das3.training.loop import Record
 
 __all__ = [
@@ -57,6 +59,8 @@ NON_RESULT_OPTIONS = frozenset(
         "cache_gib",
         "report",
         "on_bad_image",
+        "measure_every",
+        "logger",
     }
 )
 """Options that don't change what comes out: where a run lies and how it is watched."""
@@ -293,15 +297,15 @@ def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]]
 
 
 class Log:
-    """metrics.jsonl and TensorBoard; lines of steps that a resumed run repeats are dropped."""
+    """metrics.jsonl, TensorBoard and what else is asked for; lines of steps that a resumed run repeats are dropped."""
 
-    def __init__(self, folder: Path, phase: int, step: int) -> None:
+    def __init__(self, folder: Path, phase: int, step: int, recipe: RunOptions | None = None) -> None:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _is_before(line, phase, step)]
             write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
-        self.board = EventFile(folder / "tensorboard")
+        self.loggers = open_loggers(folder, getattr(recipe, "logger", None), recipe.to_dict() if recipe else {})
 
     def add(self, phase: int, stage: str, record: Record, seconds: float, measured: dict[str, float]) -> None:
         """Write the loop's report, with measurements if there are any."""
@@ -311,12 +315,22 @@ class Log:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:  # of writing, which says no name
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        scalars = {**record.losses, "lr": record.lr, **measured}
-        self.board.add({f"{stage}/{name}": value for name, value in scalars.items()}, record.step)
+        values = {f"{stage}/{name}": value for name, value in {**record.losses, "lr": record.lr, **measured}.items()}
+        for logger in self.loggers:
+            logger.scalars(values, record.step)
+
+    def phase(self, number: int, name: str, miou: float | None, picture: NDArray[np.uint8] | None) -> None:
+        """Note the model after a phase, the incoming one as number 0: mIoU in percent, and a picture H×W×3."""
+        for logger in self.loggers:
+            if miou is not None:
+                logger.scalars({"evaluation/mIoU": miou}, number)
+            if picture is not None:
+                logger.picture(f"pictures/{number}-{name}", picture, number)
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        self.board.close()
+        """Write what is still to be written."""
+        for logger in self.loggers:
+            logger.close()
 
 
 def _is_before(line: str, phase: int, step: int) -> bool:
