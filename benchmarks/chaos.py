@@ -29,6 +29,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,8 @@ def start(arguments: list[str], log: Path, fault: Fault | None, environment: dic
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(OSError):  # the limit holds for the log as well
+                stream.flush()
         os._exit(status)
 
 

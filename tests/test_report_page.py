@@ -17,9 +17,10 @@ from das3.cli import main
 from das3.data.images import Images
 from das3.data.open import open_images, open_labelled
 from das3.evaluation.predict import predict_labels, predict_probs
+from das3.fingerprints import weights_hash
 from das3.models import load_segmenter
 from das3.report import write_comparison, write_report
-from das3.report.capture import BINS, SAMPLE, SIDE, Capture, capture, center_window, evenly_spaced, weights_hash
+from das3.report.capture import BINS, SAMPLE, SIDE, Capture, capture, center_window, evenly_spaced
 from das3.report.charts import line_chart, ticks
 from das3.report.findings import Findings, compare_captures, points_to_check
 from das3.report.headline import headline

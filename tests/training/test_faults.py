@@ -4,11 +4,15 @@ import errno
 import json
 import math
 import os
+import random
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -362,7 +366,10 @@ def disk(monkeypatch):
     return fill
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 5, 7, 10, 13, 16])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("after", [1, 3, 7, 11, *(pytest.param(n, marks=SLOW) for n in (2, 5, 9, 13))])
 def test_a_full_disk(world, whole, tmp_path, capsys, disk, monkeypatch, after):
     """Whatever is being written when it fills up: recipe, labels, weights, log, checkpoints."""
     out = tmp_path / "run"
@@ -541,3 +548,17 @@ def test_weights_that_are_not_finite_are_not_saved(world, out, capsys, monkeypat
     assert main(command(world, out, "--resume", "--checkpoint-every", "1")) == 2
     assert "--resume --precision 32" in told(capsys)
     assert (out / "checkpoints" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
+@pytest.mark.parametrize("kind", ["kill", "kill-at", "term-at", "fail", "full", "limit"])
+def test_chaos(world, whole, tmp_path, monkeypatch, kind):
+    """A few faults of benchmarks/chaos.py, at random moments of a smaller run."""
+    path = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
+    chaos = SimpleNamespace(**runpy.run_path(str(path)))
+    names = chaos.trial.__globals__
+    monkeypatch.setitem(names, "begin", lambda root, out: command(world, out))
+    took = chaos.whole_run(tmp_path, 1)
+    assert took[0]["model"] == whole
+    found = chaos.trial(tmp_path, 0, kind, 1, random.Random(), took)
+    assert found["problems"] == [], found

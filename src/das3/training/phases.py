@@ -173,8 +173,6 @@ class _Progression:
                     break
             self._add_candidates(number)
         self._conclude()
-        if self.log is not None:
-            self.log.close()
         return self.outcome
 
     def _context(self, number: int, name: str) -> StageContext:
