@@ -398,7 +398,7 @@ def test_a_disk_that_fills_up_at_libraries(world, whole, out, capsys, monkeypatc
         def add(*arguments):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("das3.training.event_file.EventFile.add", add)
+        monkeypatch.setattr("das3.training.event_file.EventFile.scalars", add)
     assert main(command(world, out, "--resume")) == 2
     assert "no space left" in told(capsys)
     assert is_clean(out)
