@@ -71,8 +71,12 @@ def _reads(event, given):
 def foreign(events, *allowed):
     """Events that are no reading below one of these paths, of Python and its libraries, or of the system's files."""
     roots = [str(Path(root).resolve()) for root in (*allowed, *INSTALLED)] + list(SYSTEM)
+    searched = {("os.listdir", os.path.realpath(path)) for path in sys.path if path}  # by imports; pytest adds folders
     return [
-        e for e in events if e[0] in OUTSIDE or not any(e[1] == root or e[1].startswith(f"{root}/") for root in roots)
+        e
+        for e in events
+        if e[0] in OUTSIDE
+        or not (tuple(e) in searched or any(e[1] == root or e[1].startswith(f"{root}/") for root in roots))
     ]
 
 
