@@ -27,6 +27,7 @@ def segmenter():
     """Partly frozen, its layers in different modes."""
     torch.manual_seed(0)
     found = worlds.pointwise_network().eval()
+    found(torch.zeros(1, 3, 8, 8))  # the first small image makes it try sizes
     found.model[0].bias.requires_grad_(False)
     found.model[2].train()
     return found

@@ -93,11 +93,11 @@ def prepare() -> None:
     import das3.cli.evaluate
     import das3.cli.predict  # noqa: F401
     from das3.cli import command
-    from das3.recipe import _recipe_parser
+    from das3.recipe import recipe_from
 
     for module in (kornia, lightning_fabric, segmentation_models_pytorch, tifffile, torchvision, transformers):
         assert module
-    _recipe_parser()
+    recipe_from({})
     _PARSERS.update({name: command.command_parser(name) for name in ("adapt", "predict", "evaluate", "benchmark")})
     Image.init()
 

@@ -101,7 +101,7 @@ def test_hugging_face_processor_and_segmenter_see_the_same_pixels(processor, tmp
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     theirs = processor(image, return_tensors="pt")["pixel_values"]
     ours = load_segmenter(tmp_path).preprocess(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
-    torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-5)
 
 
 def test_hugging_face_channel_order(tmp_path):

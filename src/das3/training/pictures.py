@@ -10,6 +10,7 @@ from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.pixels import as_rgb8, to_unit
 from das3.data.visualize import colorize, grid, palette
+from das3.losses import IGNORE_INDEX
 from das3.segmenter import Segmenter, evaluating
 
 __all__ = ["Pictures"]
@@ -39,7 +40,9 @@ class Pictures:
             image = _middle(as_rgb8(self.images[i], segmenter.preprocess.rgb_bands))
             row = [image, colorize(before, colors), colorize(after, colors)]
             if labels is not None:
-                row.append(colorize(_middle(np.asarray(labels[i]["labels"])), colors))
+                # Images that are never drawn are not labelled.
+                known = labels[i]["labels"] if labels.has(i) else np.full(before.shape, IGNORE_INDEX, np.uint8)
+                row.append(colorize(_middle(np.asarray(known)), colors))
             rows.append(row)
         titles = ["image", "incoming model", "now", "pseudo labels"][: len(rows[0])]
         return np.array(grid(rows, titles))
