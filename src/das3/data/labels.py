@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ class Labelled:
         """The same labels for the same images, read in another way."""
         changed = copy(self)
         changed.images = images
+        return changed
+
+    def renamed(self, class_names: Sequence[str]) -> Labelled:
+        """The same with other names of the classes."""
+        changed = copy(self)
+        changed.table = replace(self.table, names=tuple(class_names))
+        changed.class_names = changed.table.names
         return changed
 
     def only(self, chosen: Sequence[int]) -> Labelled:

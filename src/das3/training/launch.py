@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,7 @@ def check_classes(labelled: Labelled, segmenter: Segmenter) -> Labelled:
             f"{labelled.num_classes}; give the matching --classes or --class-map"
         )
     if list(labelled.class_names) == [f"class {c}" for c in range(labelled.num_classes)]:  # labels without a table
-        table = replace(labelled.table, names=tuple(segmenter.class_names))
-        labelled = Labelled(labelled.images, labelled.paths, table, labelled.decode)
+        labelled = labelled.renamed(segmenter.class_names)
     return labelled.read_as(read_as_fitted(labelled.images, segmenter))
 
 
