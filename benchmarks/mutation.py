@@ -7,7 +7,7 @@
 Mutants are cosmic-ray's. Places are drawn at random among all that can be changed, and one variant of the operator
 for each; what only changes annotations or docstrings is left out. A process that has imported torch is forked for every
 mutant, which is put in the module's place when it is imported. Results are rows of mutation.json: module, line,
-operator, the changed line, and outcome (killed, timeout or survived).
+operator, the changed line, and outcome (killed, timeout or survived); `reason`, written by hand, says why one survived.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def options_of(*names: str) -> list[str]:
 
 TESTS = {
     "das3.losses": ["tests/test_losses.py", "tests/baselines/test_baseline_losses.py"],
+    "das3.softmax_sums": ["tests/test_losses.py", "tests/baselines/test_baseline_losses.py"],
     "das3.pseudo_labels": ["tests/test_pseudo_labels.py"],
     "das3.data.mixing": ["tests/data/test_mixing.py"],
     "das3.norms": ["tests/test_norms.py", "tests/test_norms_pooled.py"],
@@ -188,7 +189,7 @@ def main() -> None:
             print(f"{rows[-1]['outcome']:<9} {key['module']}:{key['line']} {key['operator']}", flush=True)
     survived = [row for row in rows if row["outcome"] == "survived"]
     for row in survived if given.survivors else ():
-        print(f"{row['module']}:{row['line']}  {row['operator']}\n    {row['change']}")
+        print(f"{row['module']}:{row['line']}  {row['operator']}\n    {row['change']}\n    {row.get('reason', '')}")
     noticed = len(rows) - len(survived)
     print(f"{noticed} of {len(rows)} mutants noticed ({100 * noticed / max(1, len(rows)):.0f} %)")
 
