@@ -23,7 +23,7 @@ import worlds
 from das3 import files
 from das3.cli import main
 from das3.data.label_store import LabelStore
-from das3.errors import TrainingError
+from das3.errors import Terminated, TrainingError
 from das3.models import load_segmenter, save_segmenter
 from das3.stages.options import LoopOptions
 from das3.training import launch, run_folder
@@ -405,6 +405,21 @@ def test_a_disk_that_fills_up_at_libraries(world, whole, out, capsys, monkeypatc
     monkeypatch.undo()
     assert main(command(world, out, "--resume")) == 0
     assert weights(out) == whole
+
+
+@pytest.mark.parametrize(("stopped", "status"), [(Terminated, 143), (KeyboardInterrupt, 130)])
+def test_a_signal_that_makes_torch_fail_is_still_a_signal(capsys, monkeypatch, stopped, status):
+    """Where it comes while a mode of torch is entered, torch raises an error of its own instead."""
+
+    def dispatch(arguments):
+        try:
+            raise stopped
+        finally:
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    monkeypatch.setattr(sys.modules["das3.cli.main"], "_dispatch", dispatch)
+    assert main(["adapt"]) == status
+    assert "--resume" in capsys.readouterr().err
 
 
 def test_sigterm_saves_the_step(world, whole, tmp_path, capsys, monkeypatch):

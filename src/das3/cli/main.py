@@ -52,15 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"das3: error: {printable(error.in_one_line())}")
         return 2
     except (MemoryError, RuntimeError) as error:
+        if (stopped := _stopped_in(error)) is not None:
+            return _tell_stopped(stopped)
         if not _is_lack_of_memory(error):
             raise
         _say(f"das3: error: {_NO_MEMORY}")
         return 2
     except KeyboardInterrupt as stopped:
-        terminated = isinstance(stopped, Terminated)
-        if os.environ.get("RANK", "0") == "0":
-            _say(f"{'' if terminated else chr(10)}das3: {'terminated' if terminated else 'interrupted'}; {_GOES_ON}")
-        return 143 if terminated else 130
+        return _tell_stopped(stopped)
     except (BrokenPipeError, SystemExit) as stopped:
         # argparse prints --help and exits, so a pipe that is closed may show only when the output is flushed.
         if _reader_has_left(stopped):
@@ -82,6 +81,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, _end_at_once)  # nothing is left to do
         sys.unraisablehook = hook
     return status
+
+
+def _tell_stopped(stopped: KeyboardInterrupt) -> int:
+    """Say that Ctrl-C or SIGTERM ended the command; returns the exit status."""
+    terminated = isinstance(stopped, Terminated)
+    if os.environ.get("RANK", "0") == "0":
+        _say(f"{'' if terminated else chr(10)}das3: {'terminated' if terminated else 'interrupted'}; {_GOES_ON}")
+    return 143 if terminated else 130
+
+
+def _stopped_in(error: BaseException) -> KeyboardInterrupt | None:
+    """Ctrl-C or SIGTERM, where an error came of it: torch fails to leave a mode that it was entering just then."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
