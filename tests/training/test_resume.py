@@ -108,7 +108,7 @@ def start(*arguments):
 @pytest.mark.parametrize(
     ("how", "phases"),
     [
-        (signal.SIGKILL, [1, 3]),
+        (signal.SIGKILL, [2]),
         (signal.SIGINT, [3]),
         pytest.param(signal.SIGKILL, range(5), marks=pytest.mark.slow),
     ],
@@ -188,6 +188,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, 
     assert load_checkpoint(path)["step"] == 3
 
 
+@pytest.mark.slow
 def test_killed_while_labelling(world, whole, tmp_path):
     out = tmp_path / "run"
     process = start(world, out)
