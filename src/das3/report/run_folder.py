@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from das3.errors import RecipeError
+from das3.errors import DataError, RecipeError
 from das3.report.capture import Capture
+from das3.text_files import read_json, read_yaml
 
 __all__ = ["Difficulty", "PseudoLabels", "RunFolder", "Stretch", "class_ious"]
 
@@ -104,9 +104,12 @@ class RunFolder:
         path = folder / "recipe.yaml"
         if not path.is_file():
             raise RecipeError(f"{folder} holds no das3 run (it has no recipe.yaml); name the folder given as --out")
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        summary = folder / "summary.json"
-        found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+        try:
+            recipe = read_yaml(path)
+            summary = folder / "summary.json"
+            found = read_json(summary) if summary.is_file() else {}
+        except DataError as error:
+            raise RecipeError(str(error)) from error
         return cls(folder, recipe or {}, found)
 
     @property

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from das3 import __version__
-from das3.errors import RecipeError, TrainingError
+from das3.errors import DataError, RecipeError, TrainingError
 from das3.files import DISK_ERRORS, remove_leftovers, why_not_written, write_atomically
 from das3.recipe import RunOptions
 from das3.recipes.old_names import up_to_date
+from das3.text_files import read_yaml
 from das3.training.checkpoints import load_checkpoint, save_checkpoint, unfit
 from das3.training.inputs import INPUT_OPTIONS, Inputs, check_inputs
 from das3.training.lock import LOCK, locked_folder
@@ -233,9 +233,9 @@ def saved_options(folder: Path, kind: type[RunOptions]) -> dict[str, Any] | None
     if not path.exists():
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{path} can't be read ({' '.join(str(error).split())}); {_RESTORE}") from error
+        values = read_yaml(path)
+    except DataError as error:
+        raise RecipeError(f"{error}; {_RESTORE}") from error
     if not isinstance(values, dict) or not {"seed", "batch_size"} <= values.keys():
         raise RecipeError(f"{path} is not the recipe of a run; {_RESTORE}")
     return up_to_date(values, str(path), kind)

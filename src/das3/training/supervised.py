@@ -23,10 +23,12 @@ from das3.data.samples import Sample, Samples
 from das3.errors import RecipeError
 from das3.losses import positive_loss
 from das3.models.image_reading import fit_images
+from das3.norms import BatchNormMode
 from das3.recipe import RunOptions, options_from
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
+from das3.stages.options import option
 from das3.training.launch import Result, label_files, launch_run, open_evaluation, open_model
 from das3.training.phases import Phase
 
@@ -43,6 +45,7 @@ class SourceRecipe(RunOptions, StageOptions):
         labels: labels of the images, a folder with the same file names; not needed for a published data set.
         steps: number of optimiser steps.
         color: strength of random changes of brightness, contrast, saturation and hue; 0 for none.
+        bn_mode: as of `StageOptions`, without "auto": labels say what the statistics should fit.
     """
 
     labels: str | None = None
@@ -50,6 +53,7 @@ class SourceRecipe(RunOptions, StageOptions):
     lr: float = 2e-3
     scale: tuple[float, float] = (0.75, 1.5)
     color: float = 0.2
+    bn_mode: BatchNormMode = option("batch", choices=("batch", "target", "frozen"), old="norm")
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
