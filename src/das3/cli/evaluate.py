@@ -1,4 +1,4 @@
-"""`das3 evaluate`: mIoU of a model on labelled images."""
+"""`das3 evaluate`: mIoU of a model on labelled images; without labels, what its predictions say of themselves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from jsonargparse import Namespace
 from das3.benchmark.tables import latex_table, markdown_table
 from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
-from das3.data.bad_images import SkippedImage, describe_skipped, sound_labelled
-from das3.data.open import open_labelled
+from das3.data.bad_images import SkippedImage, describe_skipped, sound_images, sound_labelled
+from das3.data.open import open_images, open_labelled
+from das3.data.published import is_spec
 from das3.data.published.classes import SUBSETS, TRAIN_IDS
 from das3.errors import RecipeError
 from das3.evaluation.evaluate import Evaluation, evaluate
@@ -22,7 +23,9 @@ from das3.evaluation.metrics import percent
 from das3.files import write_atomically
 from das3.models.image_reading import fit_images, how_read
 from das3.models.preprocess_check import warn_of_preprocess
-from das3.recipe import add_options, from_namespace
+from das3.recipe import ModelOptions, add_options, from_namespace
+from das3.segmenter import Segmenter
+from das3.selection.unlabelled import measure_unlabelled
 from das3.training.launch import check_classes, open_model
 from das3.training.loop import make_fabric
 from das3.training.progress import Display
@@ -31,6 +34,7 @@ __all__ = ["HELP", "add", "run"]
 
 HELP = """
 das3 evaluate --model RUN --images DIR --labels DIR
+das3 evaluate --model RUN --images DIR --reference MODEL
 das3 evaluate --model RUN --images 'cityscapes:ROOT?split=val' --classes-subset 13 --out TABLES
 """
 
@@ -41,7 +45,9 @@ class EvaluateArguments(InferenceArguments):
 
     Attributes:
         images: folder of images, or a published data set (NAME:ROOT?split=SPLIT).
-        labels: their labels, a folder with the same file names; not needed for a published data set.
+        labels: their labels, a folder with the same file names; not needed for a published data set. Without labels,
+            label-free signals are printed in place of the mIoU: some 32 of the images are looked at.
+        reference: without labels, a model to compare with, such as the one that came in.
         classes: class table of the labels, a JSON or YAML file.
         class_map: FILE.json[:key] that maps the labels' ids to the model's classes.
         classes_subset: average over these of Cityscapes' 19 classes only: 16 and 13 for SYNTHIA, 13 for Cross-City.
@@ -52,6 +58,7 @@ class EvaluateArguments(InferenceArguments):
 
     images: str | None = None
     labels: str | None = None
+    reference: str | None = None
     classes: str | None = None
     class_map: str | None = None
     classes_subset: Literal[19, 16, 13] | None = None
@@ -66,7 +73,7 @@ def add(parser: Parser) -> None:
     add_flags(parser, "quiet", "trust")
     groups = {
         "model": ("model", "weights", "classifier", "num-classes", "mean", "std"),
-        "images": ("images", "labels", "classes", "class-map", "size"),
+        "images": ("images", "labels", "reference", "classes", "class-map", "size"),
         "evaluation": ("classes-subset", "boundary"),
         "output": ("out", "quiet"),
         "prediction": ("flip", "scales", "tile", "device", "precision"),
@@ -81,6 +88,11 @@ def run(given: Namespace) -> None:
     if options.images is None:
         raise RecipeError("--images is missing; see `das3 evaluate --help`")
     segmenter = open_model(options, trust=given.trust)
+    if options.labels is None and not is_spec(options.images):
+        _run_unlabelled(options, segmenter, given)
+        return
+    if options.reference is not None:
+        raise RecipeError("--reference compares models without labels; leave it out, and evaluate each on its own")
     labelled = open_labelled(
         options.images,
         options.labels,
@@ -117,6 +129,62 @@ def run(given: Namespace) -> None:
         print(f"{len(skipped)} of {len(skipped) + len(labelled)} images left out, since they can't be read")
     if options.out:
         _write(Path(options.out), result)
+
+
+def _run_unlabelled(options: EvaluateArguments, segmenter: Segmenter, given: Namespace) -> None:
+    """Print the label-free signals, and write them to --out if given."""
+    asked = {"classes": options.classes, "class-map": options.class_map, "classes-subset": options.classes_subset}
+    if named := [f"--{name}" for name, value in {**asked, "boundary": options.boundary or None}.items() if value]:
+        raise RecipeError(f"{named[0]} is of labels; give their folder with --labels")
+    images = open_images(options.images)
+    skipped: list[SkippedImage] = []
+    if options.on_bad_image == "skip":
+        images, _, skipped = sound_images(images)
+    reference = None
+    if options.reference is not None:
+        reference = open_model(ModelOptions(model=options.reference), trust=given.trust)
+    images = fit_images(images, segmenter, options)
+    with Display(quiet=given.quiet) as display:
+        for line in [*how_read(images), warn_of_preprocess(segmenter, images), *describe_skipped(skipped)]:
+            display.say(line) if line else None
+        result = measure_unlabelled(
+            make_fabric(options.device, options.precision), segmenter, images, reference=reference
+        )
+    for line in _unlabelled_lines(result):
+        print(line)
+    if options.out:
+        out = Path(options.out)
+        out = out if out.suffix == ".json" else out / "evaluation.json"
+        write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def _unlabelled_lines(result: dict[str, Any]) -> list[str]:
+    """A table: a row per signal, and the reference's value beside it."""
+    compared = result.get("reference")
+    columns = [result, *([compared["signals"]] if compared else [])]
+    print_row = f"{{:<36}}{' {:>9}' * len(columns)}".format
+    rows = [
+        ("entropy, as a share of log C", "entropy"),
+        ("mutual information of image and class", "mutual_information"),
+    ]
+    rows += [("soft neighbourhood density", "density"), ("consistency, mean IoU of all views", "consistency_mean")]
+    lines = [f"no labels: signals of {result['images']} images; see docs/howto/is_it_better.md for what they say"]
+    lines.append(print_row("", "model", *(["reference"] if compared else [])))
+    lines += [print_row(title, *(f"{column[key]:.3f}" for column in columns)) for title, key in rows]
+    for view in result["consistent_miou"]:
+        lines.append(print_row(f"  {view}", *(f"{column['consistent_miou'][view]:.3f}" for column in columns)))
+    lines += [
+        print_row(f"% of the pixels: {name}", *(f"{100 * column['shares'][name]:.1f}" for column in columns))
+        for name in result["shares"]
+    ]
+    if compared:
+        lines += [
+            f"labelled alike: {compared['agreement']:.1%} of the pixels, {compared['sure_agreement']:.1%} of those "
+            "that the reference was sure of",
+            f"class shares moved by {compared['share_shift']:.1%} of the pixels; mean IoU with the mean of both: "
+            "{:.3f} and {:.3f}".format(*compared["ensemble_agreement"]),
+        ]
+    return lines
 
 
 def _subset(names: Sequence[str], count: int | None) -> tuple[int, ...] | None:

@@ -19,7 +19,7 @@ from das3.selection.signals import (
     view_predictions,
 )
 
-__all__ = ["Candidate", "State", "Verdict", "choose", "measure_candidates"]
+__all__ = ["Candidate", "State", "Verdict", "choose", "measure_candidates", "to_square"]
 
 Kind = Literal["incoming", "statistics", "snapshot", "stage", "blend"]
 
@@ -142,7 +142,7 @@ def measure_candidates(
         segmenter.load_state_dict(state.load())
         found = view_predictions(segmenter, batches, rgb)
         views.append(signals_of(found))
-        plain.append(torch.cat([_square(probs) for probs in found["plain"]]))
+        plain.append(torch.cat([to_square(probs) for probs in found["plain"]]))
     anchor = _anchor([state.kind for state in states])
     agreed = ensemble_agreement(plain)
     before = class_shares(plain[anchor])
@@ -168,7 +168,7 @@ def measure_candidates(
     return candidates
 
 
-def _square(probs: Tensor) -> Tensor:
+def to_square(probs: Tensor) -> Tensor:
     """B×C×h×w of any size as B×C×64×64, so that images of all sizes can be compared together."""
     return nn.functional.interpolate(probs, size=(64, 64), mode="bilinear", antialias=True)
 
