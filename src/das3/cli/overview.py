@@ -10,7 +10,7 @@ COMMANDS = {
     "adapt": "adapt a trained model to unlabelled images",
     "report": "write the report of a run again: what changed, in one HTML file",
     "compare": "put several runs side by side in one HTML file",
-    "evaluate": "measure the mIoU of a model on labelled images",
+    "evaluate": "measure the mIoU of a model on labelled images, or its label-free signals without labels",
     "predict": "label images with a model",
     "export": "write a model as an ONNX, torch.export or TorchScript file, compared with PyTorch",
     "convert": "turn a checkpoint of another codebase into a model",
