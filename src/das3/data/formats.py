@@ -51,7 +51,8 @@ class Form:
         alpha: index of the alpha band, None without one.
         names: of the bands, lower case; empty where the file says nothing.
         nodata: value that stands for no data, as GDAL's tag says.
-        reader: what decodes the samples: Pillow, imagecodecs, tifffile a page, or tifffile a series of pages.
+        reader: what decodes the samples: Pillow, imagecodecs, tifffile a page, tifffile a series of pages,
+            pydicom or nibabel.
         band_axis: where the bands are in the series that tifffile reads.
         orientation: EXIF's, 1 to 8.
         inverted: 0 is white.
@@ -67,7 +68,7 @@ class Form:
     alpha: int | None = None
     names: tuple[str, ...] = ()
     nodata: float | None = None
-    reader: Literal["pillow", "codec", "page", "series"] = "pillow"
+    reader: Literal["pillow", "codec", "page", "series", "dicom", "nifti"] = "pillow"
     band_axis: int = 0
     orientation: int = 1
     inverted: bool = False

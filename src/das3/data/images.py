@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from das3.data.formats import Form, codec_samples, file_form, pillow_form, pillow_samples, tiff_parts, tiff_samples
+from das3.data.medical import (
+    DICOM,
+    dicom_form,
+    dicom_samples,
+    is_nifti,
+    nifti_shape,
+    nifti_slice,
+    slice_names,
+)
 from das3.data.pixels import Pixel, Pixels, choose_bands, seen_form
 from das3.data.value_ranges import find_pixels, left_out
 from das3.errors import Das3Error, DataError
@@ -30,7 +40,10 @@ __all__ = [
     "FittedImages",
     "ImageFiles",
     "Images",
+    "VolumeSlices",
     "find_files",
+    "image_files",
+    "is_image_file",
     "read_image",
     "resize_image",
     "resize_label",
@@ -38,7 +51,7 @@ __all__ = [
 ]
 
 SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".gif", ".jp2"}
+    {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".gif", ".jp2", *DICOM}
 )
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000")
@@ -117,7 +130,7 @@ def refuse_special(path: str | Path, what: str = "image") -> None:
 
 def _header(path: Path) -> Form | None:
     try:
-        return file_form(path)
+        return dicom_form(path) if path.suffix.lower() in DICOM else file_form(path)
     except (DataError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:  # whatever a damaged header raises: it may be a picture to Pillow all the same
@@ -137,7 +150,8 @@ def samples_of(path: Path, form: Form) -> NDArray[Any]:
         with opened(path) as image:
             return pillow_samples(image)
     with readable(path):
-        samples = codec_samples(path, form) if form.reader == "codec" else tiff_samples(path, form)
+        read = {"codec": codec_samples, "dicom": dicom_samples}.get(form.reader, tiff_samples)
+        samples = read(path, form)
         if samples.shape != (*form.size, form.bands):
             raise ValueError("its pixels are not what its header says")
     return samples
@@ -465,6 +479,76 @@ class ImageFiles(FittedImages):
         return self.form(i).size
 
 
+def image_files(paths: Sequence[Path], root: Path) -> Images:
+    """Images in files: one in each, or every slice of NIfTI volumes.
+
+    Raises:
+        DataError: if there are files of both kinds.
+    """
+    volumes = [is_nifti(path) for path in paths]
+    if not any(volumes):
+        return ImageFiles(paths, root)
+    if not all(volumes):
+        other = paths[volumes.index(False)]
+        raise DataError(f"{paths[volumes.index(True)]} is a NIfTI volume and {other} is not; give folders of one kind")
+    return VolumeSlices(paths, root)
+
+
+class VolumeSlices(FittedImages):
+    """Every slice of NIfTI volumes as an image, named `volume/number`.
+
+    Args:
+        paths: the volumes.
+        root: folder above all of them.
+    """
+
+    def __init__(self, paths: Sequence[Path], root: Path) -> None:
+        self.slices: list[tuple[Path, int]] = []
+        self.shapes: dict[Path, tuple[int, int, int, int]] = {}
+        names: list[str] = []
+        for path in paths:
+            with readable(path):
+                self.shapes[path] = nifti_shape(path)
+            count = self.shapes[path][2]
+            self.slices += [(path, k) for k in range(count)]
+            names += slice_names(re.sub(r"\.nii(\.gz)?$", "", path.relative_to(root).as_posix(), flags=re.I), count)
+        super().__init__(names)
+
+    def only(self, chosen: Sequence[int]) -> VolumeSlices:
+        """Those of these indices alone, under the same names."""
+        some = copy(self)
+        some.slices, some.names = [self.slices[i] for i in chosen], [self.names[i] for i in chosen]
+        some.__dict__.pop("_sizes", None)
+        return some
+
+    def _form(self, i: int) -> Form:
+        height, width, _, bands = self.shapes[self.slices[i][0]]
+        return Form((height, width), "float32", bands, reader="nifti", bits=32, plain=False)
+
+    def forms(self) -> Sequence[tuple[str, Form]]:
+        """Name and form of all slices."""
+        return [(name, self._form(i)) for i, name in enumerate(self.names)]
+
+    def stored(self, i: int, channels: int, bands: Sequence[int | str] | None) -> tuple[NDArray[Any], Form]:
+        """H×W×(all bands) samples of slice i and its form."""
+        path, number = self.slices[i]
+        form = self._form(i)
+        refuse_large(path, form.size, form.pixel_bytes)
+        with readable(path):
+            return nifti_slice(path, number), form
+
+    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
+        """Slice i, and H×W where it has data; None where it has everywhere."""
+        if self.pixels is None:
+            self.pixels = find_pixels(self, 3) or Pixels()
+        samples, form = self.stored(i, self.pixels.channels, self.pixels.bands)
+        return self.pixels.convert(samples, form, self.names[i])
+
+    def size(self, i: int) -> tuple[int, int]:
+        """From the volume's header."""
+        return self._form(i).size
+
+
 def _unique_names(paths: Sequence[Path]) -> list[str]:
     """Paths without their suffix; with it where two differ in nothing else."""
     full = [p.as_posix() for p in paths]
@@ -738,6 +822,11 @@ class _SharedCache:
         self._map()
 
 
+def is_image_file(path: Path) -> bool:
+    """Whether a file's name is that of an image, or of a volume of them."""
+    return path.suffix.lower() in SUFFIXES or is_nifti(path)
+
+
 def find_files(folder: Path) -> list[Path]:
     """All files with an image's suffix in a folder tree, sorted, hidden ones left out.
 
@@ -757,7 +846,7 @@ def find_files(folder: Path) -> list[Path]:
                 continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             links += [link for name in folders if (link := Path(parent, name)).is_symlink()]
-            found += [Path(parent, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in SUFFIXES]
+            found += [Path(parent, f) for f in files if not f.startswith(".") and is_image_file(Path(f))]
     return sorted(found)
 
 

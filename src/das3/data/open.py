@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from das3.data.class_table import ClassTable, load_class_map
-from das3.data.images import SUFFIXES, DatasetImages, ImageFiles, Images, find_files
+from das3.data.images import SUFFIXES, DatasetImages, Images, find_files, image_files, is_image_file
 from das3.data.labels import Labelled, decode_label, evenly_spaced, find_table
 from das3.data.matching import match_labels
 from das3.data.published import is_spec, open_spec, spec_images
@@ -78,7 +78,7 @@ def is_glob(source: str | Path) -> bool:
 
 
 def _open_glob(pattern: str) -> Images:
-    found = sorted(p for p in map(Path, glob(pattern, recursive=True)) if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in map(Path, glob(pattern, recursive=True)) if is_image_file(p) and p.is_file())
     if not found:
         raise DataError(f"no images match {pattern}; put quotes around it, and use ** for sub-folders of any depth")
     return _listed(found)
@@ -88,16 +88,18 @@ def _open_path(path: Path) -> Images:
     if path.is_dir():
         found = find_files(path)
         if not found:
-            raise DataError(f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))}")
-        return ImageFiles(found, path)
+            raise DataError(
+                f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))} .nii .nii.gz"
+            )
+        return image_files(found, path)
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = [line.strip() for line in read_text(path).splitlines()]
         listed = [path.parent / line for line in lines if line and not line.startswith("#")]
         if not listed:
             raise DataError(f"no images listed in {path}; write one path a line, relative to the file's folder")
         return _listed(listed, path.parent)
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return ImageFiles([path], path.parent)
+    if path.is_file() and is_image_file(path):
+        return image_files([path], path.parent)
     raise DataError(f"no images at {path}; give an existing folder, or a .txt file that lists images")
 
 
@@ -110,7 +112,7 @@ def _listed(paths: Sequence[Path], root: Path | None = None) -> Images:
     root = Path(os.path.abspath(root)) if root else None
     if root is None or not all(p.is_relative_to(root) for p in plain):
         root = Path(os.path.commonpath([p.parent for p in plain]))
-    return ImageFiles(plain, root)
+    return image_files(plain, root)
 
 
 def open_labelled(
