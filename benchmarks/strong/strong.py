@@ -1,15 +1,18 @@
 """The context for strong models: does das3 ever hand back a worse one? `python strong.py --help`.
 
     python strong.py run DATA OUT --shifts none,mild --networks efficientnet --methods das3 --seeds 0,1,2
+    python strong.py judge
     python strong.py table
 
 DATA holds camvid/ and idd-lite/; OUT keeps source models, which are trained when first needed. A finished row is kept
-in results/SHIFT.json and not done again, so a killed run goes on where it stood.
+in results/SHIFT.json and not done again, so a killed run goes on where it stood. It keeps what the guard knew of each
+candidate, and the candidate's mIoU: `judge` lets the guard's present rule choose again, without training.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -27,6 +30,8 @@ from das3.benchmark.methods import find_methods
 from das3.evaluation.evaluate import evaluate
 from das3.models import load_segmenter
 from das3.segmenter import Segmenter
+from das3.selection.candidates import Candidate, choose
+from das3.selection.signals import Signals
 from das3.training.supervised import SourceRecipe, train_supervised
 
 RESULTS = Path(__file__).parent / "results"
@@ -162,7 +167,36 @@ def measure(shift: Shift, segmenter: Segmenter, method: Mapping[str, Any], seed:
     others = [c["miou"] for c in verdict.get("candidates", []) if c.get("miou") is not None]
     out = miou(result.segmenter, shift.test)
     row = {"miou_in": round(stages[0], 2), "miou_out": out, "miou_best": round(max([out, *stages, *others]), 2)}
-    return {**row, "stages": [round(m, 2) for m in stages], "chosen": verdict.get("chosen")}
+    known = [{k: _short(v) for k, v in c.items() if k in KNOWN} for c in verdict.get("candidates", [])]
+    more = {"images": len(shift.target), "statistics": result.metrics.get("bn_statistics"), "candidates": known}
+    return {**row, "stages": [round(m, 2) for m in stages], "chosen": verdict.get("chosen"), **more}
+
+
+KNOWN = ("miou", *(field.name for field in dataclasses.fields(Candidate) if field.name != "signals"))
+"""What is kept of a candidate."""
+
+
+def _short(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def judge(_: argparse.Namespace) -> None:
+    """Let the guard's rule choose again among the candidates of every row."""
+    for name in SHIFTS:
+        rows = _rows(name)
+        for row in rows:
+            known = {c["name"]: c for c in row.get("candidates", [])}
+            if not known:
+                continue
+            fields = [{k: v for k, v in c.items() if k != "miou"} for c in known.values()]
+            verdict = choose([Candidate(signals=NO_SIGNALS, **one) for one in fields], row["images"])
+            row |= {"chosen": verdict.chosen, "miou_out": round(known[verdict.chosen]["miou"], 2)}
+        if rows:
+            _write(name, rows)
+
+
+NO_SIGNALS = Signals(0.0, 0.0, 0.0, {}, {}, [])
+"""The rule does not look at them."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -186,9 +220,11 @@ def run(args: argparse.Namespace) -> None:
                     segmenter = source_model(args.out, world, shift.source, network, 0, shift.zoom)
                     row["miou_oracle"] = oracle(args.out, shift, name, network, segmenter, 0)
                     row["seconds"] = round(time.perf_counter() - since)
-                    print(json.dumps(row), flush=True)
+                    print(
+                        json.dumps({k: v for k, v in row.items() if k not in ("candidates", "statistics")}), flush=True
+                    )
                     rows = json.loads(path.read_text()) if path.exists() else []
-                    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in [*rows, row]) + "\n]\n")
+                    _write(name, [*rows, row])
 
 
 def table(args: argparse.Namespace) -> None:
@@ -204,6 +240,10 @@ def table(args: argparse.Namespace) -> None:
     regrets = [r["miou_best"] - r["miou_out"] for r in rows]
     if regrets:
         print(f"\nMedian regret {np.median(regrets):.2f} mIoU over {len(rows)} runs.")
+
+
+def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    (RESULTS / f"{name}.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -224,6 +264,7 @@ def main() -> None:
     one.add_argument("--seeds", default="0,1,2")
     one.add_argument("--threads", type=int, default=1)
     one.set_defaults(call=run)
+    commands.add_parser("judge", help="choose again by the guard's present rule").set_defaults(call=judge)
     commands.add_parser("table", help="print the table").set_defaults(call=table)
     args = parser.parse_args()
     args.call(args)

@@ -14,15 +14,27 @@ pytestmark = pytest.mark.usefixtures("seeded")
 SIGNALS = Signals(0.1, 0.5, 1.0, {"mirror": 1.0}, {"mirror": 0.8}, [0.5, 0.5])
 
 
+UNTRAINED = {"consistency": 0.8, "share_shift": 0.0, "sure_agreement": 1.0, "agreement": 1.0}
+
+
 def candidate(name, kind, **changes):
     usual = Candidate(
-        name, kind, SIGNALS, consistency=0.8, share_shift=0.02, sure_agreement=0.97, ensemble_agreement=0.9
+        name,
+        kind,
+        SIGNALS,
+        consistency=0.84,
+        share_shift=0.02,
+        sure_agreement=0.97,
+        agreement=0.7,
+        ensemble_agreement=0.9,
     )
     return replace(usual, **changes)
 
 
 def incoming(**changes):
-    return candidate("incoming", "incoming", share_shift=0.0, sure_agreement=1.0, **changes)
+    return candidate(
+        "incoming", "incoming", consistency=0.8, share_shift=0.0, sure_agreement=1.0, agreement=1.0, **changes
+    )
 
 
 def blends():
@@ -30,7 +42,9 @@ def blends():
 
 
 def statistics(**changes):
-    return candidate("statistics", "statistics", share_shift=0.0, sure_agreement=1.0, **changes)
+    return candidate(
+        "statistics", "statistics", consistency=0.8, share_shift=0.0, sure_agreement=1.0, agreement=1.0, **changes
+    )
 
 
 def test_where_the_target_s_statistics_are_better_the_last_stage_is_handed_back():
@@ -67,11 +81,33 @@ def test_a_candidate_that_is_not_to_be_trusted_is_never_chosen(change, word, unt
     assert word in verdict.reason
 
 
-@pytest.mark.parametrize("change", [{"share_shift": 0.3}, {"sure_agreement": 0.7}, {"lost": ["pole"], "seen": 7}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"share_shift": 0.3},
+        {"sure_agreement": 0.7},
+        {"lost": ["pole"], "seen": 7},
+        {"consistency": 0.82},
+        {"agreement": 0.5},
+    ],
+)
 def test_more_may_change_where_the_shift_is_large(change):
     trained = [candidate("50%", "blend", share=0.5, **change), candidate("propagate", "stage", **change)]
     assert choose([incoming(), *trained]).chosen == "incoming"
     assert choose([incoming(), statistics(), *trained]).chosen == "propagate"
+
+
+def test_the_largest_blend_that_may_be_trusted_is_taken():
+    trained = [candidate("25%", "blend", share=0.25), candidate("50%", "blend", share=0.5, agreement=0.55)]
+    assert choose([incoming(), *trained]).chosen == "25%"
+
+
+@pytest.mark.parametrize(("images", "chosen"), [(1, "incoming"), (3, "incoming"), (4, "50%"), (None, "50%")])
+def test_nothing_that_was_trained_on_three_images_is_trusted(images, chosen):
+    verdict = choose([incoming(), *blends()], images)
+    assert verdict.chosen == chosen
+    if images == 1:
+        assert "1 image is too few" in verdict.reason
 
 
 def test_a_stage_that_fails_leaves_the_one_before_it():
@@ -95,7 +131,8 @@ def test_signals_of_candidates_are_measured_against_the_untrained_model():
     images = [torch.rand(2, 3, 16, 16), torch.rand(1, 3, 12, 20)]
     states = [State("incoming", "incoming", lambda: before), State("trained", "stage", lambda: one_class)]
     first, second = measure_candidates(segmenter, states, images, ("a", "b", "c"))
-    assert (first.share_shift, first.sure_agreement, first.lost) == (0.0, 1.0, [])
+    assert (first.share_shift, first.sure_agreement, first.agreement, first.lost) == (0.0, 1.0, 1.0, [])
+    assert second.agreement < 0.5
     shares = torch.tensor(first.signals.shares)
     seen = {name for name, share in zip("abc", shares.tolist(), strict=True) if share > 0.01}
     assert set(second.lost) >= seen - {"a"}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from das3.selection.signals import (
     Signals,
+    agreement,
     class_shares,
     ensemble_agreement,
     share_shift,
@@ -39,7 +40,13 @@ model fits the images already, and where it does not (its statistics were re-est
 MIN_SURE_AGREEMENT = (0.9, 0.6)
 """Share of the pixels of which the untrained model was sure that a trained candidate has to label alike; likewise."""
 MAX_CONSISTENCY_DROP = 0.05
-"""A trained candidate may be this much less consistent than the untrained model."""
+"""A trained candidate may be this much less consistent than the untrained model whose statistics were re-estimated."""
+MIN_CONSISTENCY_GAIN = 0.03
+"""Where the incoming model fits the images already, a blend has to be this much more consistent, and"""
+MIN_AGREEMENT = 0.6
+"""agree with it so far, as mean IoU of the labels: docs/decisions/0022."""
+MIN_IMAGES = 4
+"""Of fewer images the signals say how well they were learnt by heart."""
 MIN_SHARE = 0.002
 """A class that the untrained model gives this share of the pixels counts as seen."""
 LOST = 0.2
@@ -62,6 +69,7 @@ class Candidate:
         consistency: mean IoU with itself under mirroring, light and scale.
         share_shift: total variation distance of its class shares to the untrained model's.
         sure_agreement: share of the pixels of which the untrained model was sure that are labelled alike.
+        agreement: mean IoU of its labels with the untrained model's.
         ensemble_agreement: mean IoU with the mean prediction of all candidates.
         lost: classes that the untrained model saw and this one nearly never predicts.
         seen: how many classes the untrained model saw.
@@ -75,6 +83,7 @@ class Candidate:
     consistency: float
     share_shift: float
     sure_agreement: float
+    agreement: float
     ensemble_agreement: float
     lost: list[str] = field(default_factory=list)
     seen: int = 1
@@ -92,8 +101,12 @@ class Candidate:
             return f"it gives {self.share_shift:.0%} of the pixels to other classes than before, in total"
         if self.sure_agreement < MIN_SURE_AGREEMENT[shifted]:
             return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
-        if self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
+        if shifted and self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
             return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
+        if not shifted and self.consistency < untrained.consistency + MIN_CONSISTENCY_GAIN:
+            return f"it is not clearly more consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
+        if not shifted and self.agreement < MIN_AGREEMENT:
+            return f"its labels are far from those of the incoming model (mean IoU {self.agreement:.2f} with them)"
         return None
 
 
@@ -158,6 +171,7 @@ def measure_candidates(
                 signals.mean_consistency,
                 share_shift(shares, before),
                 sure_agreement(probs.argmax(dim=1), plain[anchor]),
+                agreement(probs.argmax(dim=1), plain[anchor].argmax(dim=1))[1],
                 ensemble,
                 [class_names[c] for c in lost],
                 int((before > MIN_SHARE).sum()),
@@ -178,16 +192,18 @@ def _anchor(kinds: Sequence[Kind]) -> int:
     return kinds.index("statistics") if "statistics" in kinds else kinds.index("incoming")
 
 
-def choose(candidates: Sequence[Candidate]) -> Verdict:
+def choose(candidates: Sequence[Candidate], images: int | None = None) -> Verdict:
     """The most trained candidate of which nothing says that it is worse than the untrained model; else that model.
 
     Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
     of it is preferred. Where they don't, the incoming model fits the images already: then weights half way between its
-    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT).
+    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they are
+    clearly more consistent and near the incoming model.
 
     Args:
         candidates: the incoming model, perhaps the same on chosen statistics, then trained ones in order of preference,
             the least preferred first.
+        images: how many the model was trained on; fewer than `MIN_IMAGES` say nothing of a trained model.
     """
     untrained = candidates[_anchor([c.kind for c in candidates])]
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
@@ -198,6 +214,9 @@ def choose(candidates: Sequence[Candidate]) -> Verdict:
         rejected |= {
             c.name: kept for c in trained if c.kind == "blend" and c.share > MAX_BLEND and c.name not in rejected
         }
+    if images is not None and images < MIN_IMAGES:
+        few = f"{images} image{'s are' if images > 1 else ' is'} too few to judge a trained model by"
+        rejected = {c.name: few for c in trained}
     accepted = [c for c in trained if c.name not in rejected]
     chosen = accepted[-1] if accepted else untrained
     return Verdict(

@@ -126,7 +126,7 @@ class Guard:
         candidates = measure_candidates(
             self.segmenter, states, self.batches, self.segmenter.class_names, self.context.rgb
         )
-        verdict = choose(candidates)
+        verdict = choose(candidates, len(self.context.images))
         chosen = next(state for state in states if state.name == verdict.chosen)
         self.segmenter.load_state_dict(chosen.load())
         return verdict
