@@ -31,20 +31,26 @@ def wait(seconds):
         time.sleep(0.01)
 
 
-def test_process_0_finishes_its_step_first(handler):
-    with pytest.raises(Ended), sigterm_postponed() as stop:
+def terminated(stops, seconds):
+    """A stage that gets SIGTERM, and goes on for some seconds."""
+    with sigterm_postponed() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        wait(0.5)
-        assert stop()
+        wait(seconds)
+        assert stop() == stops
+
+
+def test_process_0_finishes_its_step_first(handler):
+    began = time.monotonic()
+    with pytest.raises(Ended):
+        terminated(True, 0.5)
+    assert time.monotonic() - began > 0.4
 
 
 def test_another_process_ends_by_itself_if_process_0_does_not_end_it(handler, monkeypatch):
     monkeypatch.setattr(stopping, "is_first_process", lambda: False)
     began = time.monotonic()
-    with pytest.raises(Ended), sigterm_postponed() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert not stop()
-        wait(30)
+    with pytest.raises(Ended):
+        terminated(False, 30)
     assert time.monotonic() - began < 20
 
 
