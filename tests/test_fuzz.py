@@ -169,6 +169,8 @@ KEPT: dict[str, list[bytes]] = {
         b"clip: .nan\n",
         b"out: 2001-01-01\n",
         b"align: 3\n",
+        b"seed: null\n",
+        b"align: {lr: null}\n",
         b"? [a]\n: 1\n",
     ],
     "suite": [b"target: [1]\n", b"1: 2\n", b"target: {images: 3}\n", b"source: {images: .inf}\n"],

@@ -241,6 +241,10 @@ def others() -> Iterator[Case]:
         for suffix in ("png", "tif", "jpg") if name == "postscript" else ("png",):
             made = file(f"x.{suffix}", data)
             yield Case("images", f"{name} in a {suffix}", made, words=(f"x.{suffix}",), quick=name == "postscript")
+    for suffix in ("dcm", "nii", "nii.gz"):
+        for name, data in (("empty", b""), ("text", b"hello\n" * 50), ("noise", bytes(range(256)) * 8)):
+            made = file(f"x.{suffix}", data)
+            yield Case("images", f"{suffix} {name}", made, words=(f"x.{suffix}",), quick=name == "noise")
     yield Case("images", "postscript among images to adapt to", file("x.jpg", POSTSCRIPT, "adapt"), words=("x.jpg",))
 
 

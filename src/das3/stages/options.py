@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
 
 from das3.errors import RecipeError
 from das3.norms import BatchNormMode
@@ -40,12 +41,21 @@ def check_ranges(options: Any) -> None:
     """Check every field of a dataclass against the range that `option` gave it, there or in a class it inherits from.
 
     Raises:
-        RecipeError: naming the first option that is out of its range, and the range.
+        RecipeError: naming the first option that is out of its range, and the range, or that is None
+            but needs a value.
     """
     for f in fields(options):
         value, bounds = getattr(options, f.name), bounds_of(type(options), f.name)
+        if value is None and f.name not in _may_be_none(type(options)):  # type: ignore[arg-type]
+            raise RecipeError(f"{f.name} is empty (null); give it a value, or leave it out for the default")
         if not _is_in_range(value, bounds):
             raise RecipeError(f"{f.name}={value!r} is out of range, it must be {_in_words(bounds)}; see --help")
+
+
+@cache
+def _may_be_none(kind: type) -> frozenset[str]:
+    """Fields for which None is a value."""
+    return frozenset(name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint))
 
 
 def bounds_of(kind: type, name: str) -> Mapping[str, Any]:
