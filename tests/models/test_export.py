@@ -187,4 +187,6 @@ def test_mask_classification_works_or_says_why_not(name, tmp_path):
         done = export_model(load_segmenter(NETWORKS[name][0]()), tmp_path, output="logits", size=(64, 64))
     except ModelError as error:
         message = str(error)
-    assert done.holds if done else "can't be exported to onnx (" in message and "\n" not in message
+    assert done.holds if done else "can't be exported to onnx (" in message and "; try --format" in message
+    assert done or name not in ("hf:maskformer", "hf:mask2former")
+    assert done or "\n" not in message
