@@ -15,7 +15,7 @@ SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "import_g
 LAYERS = """
     cli
     benchmark
-    api testing
+    api hub testing
     export training
     report
     models evaluation

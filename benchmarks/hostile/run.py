@@ -80,7 +80,6 @@ def make_base(root: Path) -> Path:
 
 def prepare() -> None:
     """Import what commands import, once, so that a child begins at once."""
-    import kornia
     import lightning_fabric
     import segmentation_models_pytorch
     import tifffile
@@ -95,7 +94,7 @@ def prepare() -> None:
     from das3.cli import command
     from das3.recipe import recipe_from
 
-    for module in (kornia, lightning_fabric, segmentation_models_pytorch, tifffile, torchvision, transformers):
+    for module in (lightning_fabric, segmentation_models_pytorch, tifffile, torchvision, transformers):
         assert module
     recipe_from({})
     _PARSERS.update({name: command.command_parser(name) for name in ("adapt", "predict", "evaluate", "benchmark")})

@@ -35,7 +35,12 @@ def test_one_failure_leaves_the_others(grid, tmp_path, in_this_process, monkeypa
     assert main([*given, "--methods", "minent,das3,bn"]) == 2
     said = capsys.readouterr()
     assert "minent (seed 0)" in said.err
-    assert "failed: ValueError: out of luck" in said.out
+    assert said.out.startswith("suite tiny: 5 cells (source, oracle, minent, das3, bn; 1 seed), 4 finished already, 1")
+    lines = [line.split(" after ")[0] for line in said.out.splitlines()[1:5]]
+    assert lines[:2] == [f"cell 3 of 5: minent, seed 0 {what}" for what in ("starts", "ends")]
+    assert "failed: ValueError: out of luck" in said.out.splitlines()[2]
+    assert lines[2].endswith(" elapsed, none left")
+    assert lines[3] == "all done"
     line = next(line for line in said.out.splitlines() if line.startswith("| tiny | minent"))
     assert [cell.strip() for cell in line.strip("|").split("|")][3:] == ["0/1", "–", "–", "–", "–"]
     found = {row["method"]: row for row in json.loads((out / "tiny.json").read_text())}

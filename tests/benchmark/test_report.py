@@ -39,10 +39,12 @@ def test_tables_of_several_suites_go_into_a_page(grid, tmp_path, capsys):
     text = page.read_text()
     assert main(given) == 0
     assert page.read_text() == text
-    assert text.startswith(f"Before.\n\n{BEGIN}\n\n| method | seeds | a | b | mean |\n")
+    assert text.startswith(
+        f"Before.\n\n{BEGIN}\n\n| method | seeds | a, gap closed % | b, gap closed % | mean, gap closed % |\n"
+    )
     assert text.endswith(f"|\n\n{END}\nAfter.\n")
     assert "old" not in text
-    assert "### a: ablation\n\n| suite | part | variant | seeds | after bn | after align |" in text
+    assert "### a: ablation\n\n| suite | part | variant | seeds | mIoU % after bn | mIoU % after align |" in text
     assert {"results-table.tex", "results-bars.pdf", "ablation-table.csv"} <= {
         p.name for p in (tmp_path / "tables").iterdir()
     }

@@ -118,7 +118,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
 
 def test_classes_have_a_table_of_their_own() -> None:
     lines = cells(class_table(ROWS).markdown())
-    assert lines[0][4:] == ["road", "pole_&_sign", "mIoU"]
+    assert lines[0][4:] == ["road %", "pole_&_sign %", "mIoU %"]
     assert lines[3][4:] == ["32.0 ± 2.6", "16.0 ± 1.3", "32.0 ± 2.6"]
     other = row("bn", 0, 1.0, suite="idd", per_class_iou={"sky": 1.0})
     with pytest.raises(DataError, match="camvid_dusk, idd have different classes"):
@@ -177,7 +177,8 @@ def test_ablations_are_compared_with_das3_on_the_same_seed() -> None:
     table = ablation_table([row("source", 0, 20.0), *rows], {"stages": ["align"], "propagate": ["mix=0"]})
     lines = cells(table.markdown())
     assert lines[0] == [
-        *("suite", "part", "variant", "seeds", "after align", "after propagate", "mIoU %", "change", "gap closed %")
+        *("suite", "part", "variant", "seeds", "mIoU % after align", "mIoU % after propagate", "mIoU %"),
+        *("change, points", "gap closed %"),
     ]
     found = {line[2]: line for line in lines[2:]}
     assert found["das3"][4:8] == ["32.0 ± 2.8", "42.0 ± 2.8", "**42.0 ± 2.8**", "0.0 ± 0.0"]
@@ -194,7 +195,7 @@ def test_several_suites_in_one_table_by_the_mean_of_the_gap_closed() -> None:
     rows.insert(0, rows.pop())
     rows += [row("tent", seed, 1.0, 0.9, suite="a") for seed in range(2)]
     table = cells(merged_table(rows).markdown())
-    assert table[0] == ["method", "seeds", "a", "b", "mean"]
+    assert table[0] == ["method", "seeds", "a, gap closed %", "b, gap closed %", "mean, gap closed %"]
     assert table[2:] == [
         ["das3", "2", "60 ± 14", "**60 ± 14**", "**60 ± 0**"],
         ["bn", "2", "30 ± 14", "**60 ± 0**", "45 ± 7"],

@@ -3,9 +3,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from das3.data.rare_classes import RareClasses
-from das3.data.samples import Augmentation, Samples, auto_crop, hue_rotation
+from das3.data.samples import Augmentation, Samples, _blurred, auto_crop, hue_rotation
 
 
 def scene(seed=0, height=20, width=30):
@@ -51,6 +52,15 @@ def test_colour_changes_stay_in_range_and_leave_the_labels():
     assert sample["image"].max() <= 1
     assert (sample["labels"].numpy() == maps["labels"]).all()
     assert not np.allclose(sample["image"][0] * 255, image[..., 0], atol=2)
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 30), (1, 4, 9), (5, 7, 2)])
+def test_blur_is_the_gaussian_filter_of_scipy(shape):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    mode = "mirror" if min(shape[1:]) > 3 else "nearest"
+    for sigma in (0.2, 0.9, 1.5):
+        expected = gaussian_filter(image.double().numpy(), (0, sigma, sigma), mode=mode, radius=(0, 3, 3))
+        np.testing.assert_allclose(_blurred(image, sigma), expected, atol=1e-6)
 
 
 @given(st.floats(-1, 1))

@@ -156,6 +156,18 @@ def seams(tmp_path, side):
     return (found != whole[:inner, :inner]).mean(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+@pytest.mark.parametrize("overlays", [[], ["--overlays"]])
+def test_the_command_labels_an_image_that_is_too_large_to_be_decoded_whole(model, overlays, tmp_path, monkeypatch):
+    import tifffile
+
+    image = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "large.tif", image, tile=(64, 64), compression="zlib")
+    monkeypatch.setattr("das3.data.images.LARGEST_DECODED", 1000)
+    assert predict(model, tmp_path / "large.tif", tmp_path / "out", "--tile", "96", *overlays) == 0
+    expected = predict_labels(load_segmenter(model), image, tile=96)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/labels/large.png")), expected)
+
+
 def test_seams_of_tiles_are_few(tmp_path, one_thread):
     different, _ = seams(tmp_path, 2304)
     assert different < 0.001

@@ -1,64 +1,17 @@
 """Hub ids, against a server on this machine that answers as the hub's API does; the disk comes before the hub."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from hub_server import serve
 from networks import hf_segformer, of_das3
 
 import worlds
 from das3.models import is_hub_id, save_segmenter
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Repositories are folders under `server.root`; every request is noted."""
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def answer(self, body):
-        self.server.asked.append(self.path)
-        path = self.path.split("?")[0]
-        for name in self.server.repositories:
-            folder = self.server.root / name
-            files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-            if path.startswith(f"/api/models/{name}"):
-                siblings = [{"rfilename": f, "size": (folder / f).stat().st_size} for f in files]
-                tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0"} for f in files]
-                info = {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False}
-                return self.send(json.dumps(tree if "/tree/" in path else info).encode(), body, {})
-            if path.startswith(f"/{name}/resolve/"):
-                file = folder / path.split("/", 5)[-1]
-                if file.is_file():
-                    data = file.read_bytes()
-                    tag = hashlib.sha1(data).hexdigest()
-                    return self.send(data, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        return self.end_headers()
-
-    def send(self, data, body, headers):
-        self.send_response(200)
-        for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +25,8 @@ def hub(tmp_path_factory):
     (evil / "das3.json").write_text(
         json.dumps({**card, "model": "os:system", "model_args": {"command": "touch owned"}})
     )
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.root, server.asked, server.repositories = root, [], ("someone/segformer", "someone/evil")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
+    with serve(root, "someone/segformer", "someone/evil") as server:
+        yield server
 
 
 # The real command, once per case, in a process of its own: the hub's client reads its address when it is imported.

@@ -266,7 +266,7 @@ def test_other_libraries_of_networks_are_imported_only_when_asked_for():
         ("torchvision.models", "torchvision:fcn_resnet50", "torchvision"),
         ("torchvision.models.resnet", "das3:deeplabv2_resnet101", "torchvision"),
         ("segmentation_models_pytorch", "smp:Unet", "smp"),
-        ("huggingface_hub", "someone/model", "huggingface"),
+        ("huggingface_hub", "someone/model", "hub"),
     ],
 )
 def test_missing_library(missing, spec, extra, monkeypatch):

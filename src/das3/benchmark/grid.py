@@ -42,6 +42,7 @@ from das3.benchmark.cell import (
     train_source_model,
 )
 from das3.benchmark.methods import find_methods, method_recipe
+from das3.benchmark.progress import GridProgress
 from das3.benchmark.rows import Row
 from das3.benchmark.suite_file import find_suite
 from das3.benchmark.suites import Suite
@@ -61,6 +62,7 @@ __all__ = ["run_benchmark", "run_seed"]
 T = TypeVar("T")
 Data = Mapping[str, Images | Labelled]
 """A suite's sets, opened: source (where there is one), target, test."""
+_SILENCE = 30.0  # seconds after which the running cells are spoken of
 
 
 def run_benchmark(
@@ -95,7 +97,7 @@ def run_benchmark(
         redo: cells that were made with other options or data are run again, not refused.
         name: of the file of rows, the suite's when None.
         trust: run code that a suite file or a model folder names for a network.
-        say: called with a line for each finished cell.
+        say: called with a line: how many cells there are, each one that starts or ends, and the time that is left.
 
     Returns:
         A row per method, stage and seed; also in OUT/NAME.json. Rows of a cell that failed have no mIoU and an `error`;
@@ -116,10 +118,11 @@ def run_benchmark(
     opened = _opened(chosen)
     cells = plan(chosen, opened, _methods(methods, chosen), seeds, out, options or {}, measure_every)
     _refuse_mismatches(cells, redo)
-    unfinished = [cell for cell in cells if cell.rows() is None]
-    if unfinished:
+    progress = GridProgress(cells, jobs, say)
+    if progress.open:
         packed = _packed(chosen, opened, out / "data")
-        _run_all([replace(cell, suite=packed) for cell in cells], jobs, say)
+        _run_all([replace(cell, suite=packed) for cell in cells], jobs, progress)
+        progress.close()
     rows = [row for cell in cells for row in _rows_of(cell)]
     _add_gaps(rows)
     write_atomically(out / f"{name or chosen.name}.json", json.dumps(rows, indent=1).encode())
@@ -268,7 +271,7 @@ def _packed(suite: Suite, opened: Data, folder: Path) -> Suite:
     return replace(suite, **packed)  # type: ignore[arg-type]
 
 
-def _run_all(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> None:
+def _run_all(cells: Sequence[Cell], jobs: int, progress: GridProgress) -> None:
     """Run cells, `jobs` at once: a seed's source model first, and of cells with the same first stages one first."""
     parents = {cell.file: _parent(cell, cells[:place]) for place, cell in enumerate(cells)}
     threads = max(1, torch.get_num_threads() // jobs)
@@ -277,20 +280,25 @@ def _run_all(cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> No
 
     with ThreadPoolExecutor(jobs) as pool:
 
+        def work(cell: Cell) -> None:
+            progress.start(cell)
+            _in_process(cell, threads, alive)
+
         def start(after: Cell | None) -> None:
             for cell in cells:
                 if parents[cell.file] is after:
-                    running[pool.submit(_in_process, cell, threads, alive)] = cell
+                    running[pool.submit(work, cell)] = cell
 
         try:
             start(None)
             while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, _SILENCE, return_when=FIRST_COMPLETED).done:
                     cell = running.pop(future)
                     future.result()
-                    _tell(cell, say)
+                    progress.end(cell, _rows_of(cell))
                     if cell.rows() is not None or cell.kind != "source":
                         start(cell)
+                progress.wait(_SILENCE)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in tuple(alive):
@@ -363,12 +371,6 @@ def _rows_of(cell: Cell) -> list[Row]:
 def _why(cell: Cell) -> str:
     """The last line of its error."""
     return cell.error.read_text().strip().splitlines()[-1] if cell.error.exists() else "its source model failed"
-
-
-def _tell(cell: Cell, say: Callable[[str], None]) -> None:
-    for row in _rows_of(cell):
-        result = f"failed: {row['error']}" if "error" in row else f"{row['miou']:6.2f}"
-        say(f"{cell.suite.name}  seed {cell.seed}  {cell.kind:<12} {row['stage']:<12} {result}")
 
 
 def _add_gaps(rows: Sequence[Row]) -> None:

@@ -269,8 +269,8 @@ def ablation_table(rows: Iterable[Row], parts: Mapping[str, Sequence[str]]) -> T
     def at(stage: str) -> Callable[[Row], float | None]:
         return lambda line: line["after"][stage]
 
-    columns = [Column(f"after {stage}", stage, at(stage)) for stage in stages]
-    columns += [_MIOU, Column("change", "change", lambda line: line["change"]), _GAP]
+    columns = [Column(f"mIoU % after {stage}", stage, at(stage)) for stage in stages]
+    columns += [_MIOU, Column("change, points", "change", lambda line: line["change"]), _GAP]
     return Table(lines, columns, ("suite", "part", "variant"))
 
 
@@ -297,8 +297,8 @@ def merged_table(rows: Iterable[Row]) -> Table:
     def on(name: str) -> Callable[[Row], float | None]:
         return lambda line: line.get(name)
 
-    columns = [Column(suite, suite, on(f"on {suite}"), 0, 100, best=True) for suite in suites]
-    columns.append(Column("mean", "mean", on("mean"), 0, 100, best=True))
+    columns = [Column(f"{suite}, gap closed %", suite, on(f"on {suite}"), 0, 100, best=True) for suite in suites]
+    columns.append(Column("mean, gap closed %", "mean", on("mean"), 0, 100, best=True))
     return Table(sorted(lines.values(), key=mean), columns, ("method",))
 
 
@@ -318,8 +318,8 @@ def class_table(rows: Iterable[Row]) -> Table:
     def of(name: str) -> Callable[[Row], float | None]:
         return lambda row: (row.get("per_class_iou") or {}).get(name)
 
-    columns = [Column(name, name, of(name), best=True) for name in names]
-    return Table(rows, [*columns, Column("mIoU", "miou", lambda row: row.get("miou"), best=True)])
+    columns = [Column(f"{name} %", name, of(name), best=True) for name in names]
+    return Table(rows, [*columns, _MIOU])
 
 
 def write_tables(

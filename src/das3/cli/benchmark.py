@@ -17,9 +17,9 @@ from das3.registry import stage_types
 __all__ = ["HELP", "add", "run"]
 
 HELP = """
-das3 benchmark --suite streets --out runs/bench/streets
-das3 benchmark --suite streets --out runs/bench/streets --ablation
-das3 benchmark --suite my-data.yaml --out runs/bench/mine --methods all --jobs 2
+das3 benchmark --suite streets --out runs/streets
+das3 benchmark --suite streets --out runs/streets --ablation
+das3 benchmark --suite my-data.yaml --out runs/mine --methods all --jobs 2
 """
 
 

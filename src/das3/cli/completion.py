@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from argparse import HelpFormatter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 import shtab
@@ -54,6 +56,7 @@ def completion_script(shell: str) -> str:
     for name, summary in COMMANDS.items():
         parser, _ = command_parser(name)
         parser.description = summary
+        parser._get_formatter = partial(HelpFormatter, parser.prog)  # without notes on types and defaults
         for action in parser._actions:
             if action.choices is None:
                 _declare(name, action)

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure the mIoU of a model on labelled images, or its label-free signals without labels",
     "predict": "label images with a model",
     "export": "write a model as an ONNX, torch.export or TorchScript file, compared with PyTorch",
+    "push": "publish an adapted model on the Hugging Face hub, with a model card",
     "convert": "turn a checkpoint of another codebase into a model",
     "data": "check a published data set on disk",
     "recipes": "list, show or copy the recipes that come with das3",

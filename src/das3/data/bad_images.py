@@ -61,4 +61,5 @@ def describe_skipped(skipped: Sequence[SkippedImage]) -> list[str]:
     """What was left out, a line each after a line with the count; none for nothing."""
     if not skipped:
         return []
-    return [f"{len(skipped)} images left out (--on-bad-image skip):", *(f"  {one.reason}" for one in skipped)]
+    whys = [one.reason.partition("; repair the file")[0] for one in skipped]
+    return [f"{len(skipped)} images left out (--on-bad-image skip):", *(f"  {why}" for why in whys)]

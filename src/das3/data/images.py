@@ -167,7 +167,10 @@ def readable(path: str | Path, what: str = "image") -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # a broken file makes parsers trip in any way there is
-        raise DataError(f"can't read {what} {path} ({_reason(error)}); repair the file or take it out") from error
+        instead = ", or leave it out by --on-bad-image skip" if what == "image" else ""
+        raise DataError(
+            f"can't read {what} {path} ({_reason(error)}); repair the file or take it out{instead}"
+        ) from error
 
 
 @contextmanager

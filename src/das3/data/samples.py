@@ -89,14 +89,10 @@ class Augmentation:
     def _photometric(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if not (self.color or self.blur):
             return image
-        import kornia  # slow to import
-
         if self.color:
             image = self._recolored(image, rng)
         if self.blur and rng.random() < self.blur:
-            sigma = float(rng.uniform(0.2, 1.5))
-            edges = "reflect" if min(image.shape[-2:]) > 3 else "replicate"  # too few pixels to reflect
-            image = kornia.filters.gaussian_blur2d(image[None], (7, 7), (sigma, sigma), border_type=edges)[0]
+            image = _blurred(image, float(rng.uniform(0.2, 1.5)))
         return image.clamp(0, 1)
 
     def _recolored(self, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -129,6 +125,18 @@ def hue_rotation(angle: float) -> Tensor:
     axis = torch.full((3, 3), 1 / 3, dtype=torch.float64)
     cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)
     return math.cos(angle) * torch.eye(3, dtype=torch.float64) + (1 - math.cos(angle)) * axis + math.sin(angle) * cross
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    """A Gaussian blur of C×H×W, its kernel cut off at 3 pixels from the middle."""
+    reach = 3
+    weights = torch.exp(-torch.arange(-reach, reach + 1.0).square() / (2 * sigma**2))
+    kernel = (weights / weights.sum()).expand(len(image), 1, 1, -1)
+    edges = "reflect" if min(image.shape[-2:]) > reach else "replicate"  # too few pixels to reflect
+    for across in (kernel, kernel.mT):
+        margins = (reach, reach, 0, 0) if across is kernel else (0, 0, reach, reach)
+        image = F.conv2d(F.pad(image[None], margins, mode=edges), across, groups=len(image))[0]
+    return image
 
 
 def _resize(values: Tensor, window: Sequence[int], crop: tuple[int, int], mode: str, fill: int) -> Tensor:

@@ -94,9 +94,9 @@ def export_model(
             reasons.append(f"the file differs from PyTorch by {comparison.difference:.2g}")
     finally:
         part.unlink(missing_ok=True)
-    raise ModelError(
-        f"{type(segmenter.model).__name__} can't be exported to {format} ({'; '.join(dict.fromkeys(reasons))})"
-    )
+    others = " or ".join(f"--format {name}" for name in FORMATS if name != format)
+    why = "; ".join(dict.fromkeys(reasons))
+    raise ModelError(f"{type(segmenter.model).__name__} can't be exported to {format} ({why}); try {others}")
 
 
 def _shapes(segmenter: Segmenter, size: tuple[int, int] | None) -> Iterator[Shape]:

@@ -35,7 +35,7 @@ def download(model_id: str) -> Path:
     Raises:
         ModelError: if it is in neither.
     """
-    hub = library("huggingface_hub", "huggingface")
+    hub = library("huggingface_hub", "hub")
     try:
         return Path(hub.snapshot_download(model_id, allow_patterns=_FETCHED))
     except Exception as error:  # of the hub, its client or the network

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das3.data.images import Images, resize_image
+from das3.data.images import Images, is_large, resize_image
 from das3.data.pixels import to_unit
 from das3.models.deeplabv2 import CAFFE
 from das3.segmenter import Preprocess, Segmenter, evaluating
@@ -111,6 +111,8 @@ def warn_of_preprocess(segmenter: Segmenter, images: Images) -> str | None:
         return None
     if segmenter.pixels is not None or not segmenter.origin.trained or not len(images):
         return None
+    if all(is_large(images.size(i)) for i in _chosen(images)):
+        return None  # they are read in parts, from the top
     name = better_preprocess(preprocess_fits(segmenter, images))
     if name is None:
         return None
@@ -120,11 +122,16 @@ def warn_of_preprocess(segmenter: Segmenter, images: Images) -> str | None:
     )
 
 
+def _chosen(images: Images) -> list[int]:
+    """Numbers of a few images, evenly spread."""
+    return [int(i) for i in np.unique(np.linspace(0, len(images) - 1, IMAGES).round())]
+
+
 def _views(segmenter: Segmenter, images: Images) -> list[Tensor]:
-    """Centres of a few images at the scale that the network sees, 1×3×h×w in [0, 1]."""
+    """Centres of a few images at the network's scale, 1×3×h×w in [0, 1]; of none too large to be decoded whole."""
     views = []
-    for i in np.unique(np.linspace(0, len(images) - 1, IMAGES).round().astype(int)):
-        image = resize_image(images[int(i)], segmenter.preprocess.size)
+    for i in (i for i in _chosen(images) if not is_large(images.size(i))):
+        image = resize_image(images[i], segmenter.preprocess.size)
         if not segmenter.one_size:
             top, left = (max(0, side - _SIDE) // 2 for side in image.shape[:2])
             image = image[top : top + _SIDE, left : left + _SIDE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["number", "percent", "points", "signed"]
+__all__ = ["duration", "number", "percent", "points", "signed"]
 
 _SPACE = "\u00a0"  # no line break between a number and its unit
 
@@ -35,3 +35,11 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """A time in two to three digits, with its unit."""
+    units = (("s", 1.0, 100), ("min", 60.0, 100), ("h", 3600.0, 48), ("days", 86400.0, math.inf))
+    unit, length = next((unit, length) for unit, length, most in units if seconds < most * length)
+    value = seconds / length
+    return f"{value:.2g} {unit}" if value < 10 else f"{value:.0f} {unit}"

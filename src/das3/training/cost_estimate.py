@@ -32,6 +32,7 @@ from das3.evaluation.evaluate import evaluate
 from das3.models.image_reading import fit_images
 from das3.recipe import Recipe
 from das3.registry import find_stage
+from das3.report.numbers import duration
 from das3.segmenter import Segmenter, evaluating
 from das3.stages import Stage
 from das3.stages.base import parameter_groups
@@ -130,13 +131,13 @@ class DryRun:
         ]
         for stage in self.stages:
             steps = str(stage.steps) if stage.times == 1 else f"{stage.times}×{stage.steps}"
-            prepare, whole = _duration(stage.prepare_seconds), _duration(stage.seconds)
+            prepare, whole = duration(stage.prepare_seconds), duration(stage.seconds)
             lines.append(
                 f"{stage.name:<16}{steps:>9}{stage.step_seconds:>9.3g}{prepare:>10}{whole:>10}   {_size(stage.memory)}"
             )
         if self.labelled:
-            lines.append(f"{'each evaluation':<16}{_duration(self.evaluation_seconds):>38}")
-        lines += ["", f"total: about {_duration(self.seconds)}, {_size(self.memory)} ({kind})"]
+            lines.append(f"{'each evaluation':<16}{duration(self.evaluation_seconds):>38}")
+        lines += ["", f"total: about {duration(self.seconds)}, {_size(self.memory)} ({kind})"]
         if kind == "computed":
             lines.append("workspaces of convolutions and the device's runtime come on top")
         if self.shrink < 1:
@@ -144,13 +145,6 @@ class DryRun:
                 f"slow device: measured at {self.shrink:.2f} of the image sides, and scaled up by the number of pixels"
             )
         return "\n".join([*lines, "nothing was written"])
-
-
-def _duration(seconds: float) -> str:
-    for unit, length, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < most * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"
 
 
 def _size(bytes_: int) -> str:

@@ -17,6 +17,7 @@ from das3.evaluation.predict import PredictOptions
 from das3.evaluation.predictions import Predictions
 from das3.models.image_reading import read_as_fitted
 from das3.report import Report, write_report
+from das3.report.numbers import duration
 from das3.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Result:
     def _repr_html_(self) -> str:
         """In a notebook: the stages as a small table, the verdict, and what to call for more."""
         heads = ("stage", "mIoU %", "time")
-        rows = [(r["name"], _number(r.get("miou")), _duration(r.get("seconds"))) for r in self.metrics["stages"]]
+        rows = [(r["name"], _number(r.get("miou")), _time(r.get("seconds"))) for r in self.metrics["stages"]]
         lines = [*_verdict(self.metrics), f"Run folder: {self.folder}. result.report() shows what changed."]
         head = "".join(f"<th>{cell}</th>" for cell in heads)
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
@@ -109,8 +110,8 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.1f}"
 
 
-def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)
 
 
 def _verdict(metrics: Mapping[str, Any]) -> list[str]:
