@@ -87,8 +87,9 @@ def test_a_candidate_that_is_not_to_be_trusted_is_never_chosen(change, word, unt
         {"share_shift": 0.3},
         {"sure_agreement": 0.7},
         {"lost": ["pole"], "seen": 7},
-        {"consistency": 0.82},
+        {"consistency": 0.77},
         {"agreement": 0.5},
+        {"least_share": 0.7},
     ],
 )
 def test_more_may_change_where_the_shift_is_large(change):
@@ -100,6 +101,15 @@ def test_more_may_change_where_the_shift_is_large(change):
 def test_the_largest_blend_that_may_be_trusted_is_taken():
     trained = [candidate("25%", "blend", share=0.25), candidate("50%", "blend", share=0.5, agreement=0.55)]
     assert choose([incoming(), *trained]).chosen == "25%"
+
+
+@pytest.mark.parametrize(("quarter", "chosen"), [(0.785, "25%"), (0.77, "incoming")])
+def test_half_of_the_weights_must_not_cost_consistency_and_a_quarter_little(quarter, chosen):
+    trained = [
+        candidate("25%", "blend", share=0.25, consistency=quarter),
+        candidate("50%", "blend", share=0.5, consistency=0.795),
+    ]
+    assert choose([incoming(), *trained]).chosen == chosen
 
 
 @pytest.mark.parametrize(("images", "chosen"), [(1, "incoming"), (3, "incoming"), (4, "50%"), (None, "50%")])
@@ -133,6 +143,7 @@ def test_signals_of_candidates_are_measured_against_the_untrained_model():
     first, second = measure_candidates(segmenter, states, images, ("a", "b", "c"))
     assert (first.share_shift, first.sure_agreement, first.agreement, first.lost) == (0.0, 1.0, 1.0, [])
     assert second.agreement < 0.5
+    assert (first.least_share, second.least_share) == (1.0, 0.0)
     shares = torch.tensor(first.signals.shares)
     seen = {name for name, share in zip("abc", shares.tolist(), strict=True) if share > 0.01}
     assert set(second.lost) >= seen - {"a"}

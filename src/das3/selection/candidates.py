@@ -41,10 +41,13 @@ MIN_SURE_AGREEMENT = (0.9, 0.6)
 """Share of the pixels of which the untrained model was sure that a trained candidate has to label alike; likewise."""
 MAX_CONSISTENCY_DROP = 0.05
 """A trained candidate may be this much less consistent than the untrained model whose statistics were re-estimated."""
-MIN_CONSISTENCY_GAIN = 0.03
-"""Where the incoming model fits the images already, a blend has to be this much more consistent, and"""
+BLEND_DROP = 0.02
+"""Where the incoming model fits the images already, a quarter of trained weights may make it this much less consistent;
+half of them not at all: docs/decisions/0022."""
 MIN_AGREEMENT = 0.6
-"""agree with it so far, as mean IoU of the labels: docs/decisions/0022."""
+"""There a blend has to agree so far with the incoming model, as mean IoU of the labels,"""
+MIN_SHARE_LEFT = 0.75
+"""and each class has to keep this part of its share: rare ones go first where training does harm."""
 MIN_IMAGES = 4
 """Of fewer images the signals say how well they were learnt by heart."""
 MIN_SHARE = 0.002
@@ -75,6 +78,7 @@ class Candidate:
         seen: how many classes the untrained model saw.
         finite: whether its predictions are numbers.
         share: of the trained weights in a blend.
+        least_share: the least share of a class of those seen, as a part of its share before.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Candidate:
     seen: int = 1
     finite: bool = True
     share: float = 1.0
+    least_share: float = 1.0
 
     def rejection(self, untrained: Candidate) -> str | None:
         """Why this trained candidate is not to be trusted, None if nothing speaks against it."""
@@ -103,10 +108,17 @@ class Candidate:
             return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
         if shifted and self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
             return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
-        if not shifted and self.consistency < untrained.consistency + MIN_CONSISTENCY_GAIN:
-            return f"it is not clearly more consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
-        if not shifted and self.agreement < MIN_AGREEMENT:
+        return None if shifted else self._harm_to_a_good_model(untrained)
+
+    def _harm_to_a_good_model(self, untrained: Candidate) -> str | None:
+        """Why this blend is not to be trusted where the incoming model fits the images already."""
+        drop = BLEND_DROP if self.share <= MAX_BLEND / 2 else 0.0
+        if self.consistency < untrained.consistency - drop:
+            return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
+        if self.agreement < MIN_AGREEMENT:
             return f"its labels are far from those of the incoming model (mean IoU {self.agreement:.2f} with them)"
+        if self.least_share < MIN_SHARE_LEFT:
+            return f"a class keeps only {self.least_share:.0%} of its pixels"
         return None
 
 
@@ -177,6 +189,7 @@ def measure_candidates(
                 int((before > MIN_SHARE).sum()),
                 bool(torch.isfinite(probs).all()),
                 state.share,
+                float((shares / before)[before > MIN_SHARE].min()),
             )
         )
     return candidates
@@ -197,8 +210,8 @@ def choose(candidates: Sequence[Candidate], images: int | None = None) -> Verdic
 
     Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
     of it is preferred. Where they don't, the incoming model fits the images already: then weights half way between its
-    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they are
-    clearly more consistent and near the incoming model.
+    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they stay
+    near the incoming model.
 
     Args:
         candidates: the incoming model, perhaps the same on chosen statistics, then trained ones in order of preference,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from das3.ema import copy_weights
 from das3.files import write_atomically
+from das3.norms import NormStatistics, running_statistics
 from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import StatisticsChoice, choose_bn_statistics, sample_batches
 from das3.selection.candidates import Kind, State, Verdict, choose, measure_candidates
@@ -57,6 +57,8 @@ class Guard:
         self.stopped: str | None = None
         self._batches: list[Tensor] | None = None
         self._shares: Tensor | None = None
+        self._moved: dict[str, list[NormStatistics]] = {}
+        self._trained: Callable[[], Mapping[str, Tensor]] = lambda: self.incoming
         self._states: list[State] = [State("incoming", "incoming", lambda: self.incoming)]
 
     @property
@@ -83,24 +85,28 @@ class Guard:
 
     def add(self, name: str, kind: Kind, file: Path) -> None:
         """Let the weights in a file be a candidate; later ones are preferred to earlier ones."""
-        load = (lambda: self.load(file)) if not self.keeps_statistics else cache(lambda: self._carried(self.load(file)))
-        self._states.append(State(name, kind, load))
+        self._trained = lambda: self.load(file)
+        self._states.append(State(name, kind, lambda: self._carried(name, self.load(file))))
 
     @property
     def keeps_statistics(self) -> bool:
         """Whether the incoming model stays on its own statistics although others were tried."""
         return self.statistics is not None and not self.statistics.target_weight and bool(self.statistics.source)
 
-    def _carried(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Trained weights on the statistics that were chosen, moved as far as the weights moved the target's.
+    def _carried(self, name: str, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A candidate's weights on the statistics that were chosen, moved as far as the weights moved the target's.
 
         Stages train on the target's statistics; where the source's are better, what they leave is put back on them.
         """
         if not self.keeps_statistics or self.statistics is None:
             return weights
         with self._weights(weights):
-            self.context.reestimate_bn()
-            carry_statistics(self.segmenter, self.statistics.source, self.statistics.target)
+            if name in self._moved:  # a pass over the images
+                put_statistics(self.segmenter, self._moved[name])
+            else:
+                self.context.reestimate_bn()
+                carry_statistics(self.segmenter, self.statistics.source, self.statistics.target)
+                self._moved[name] = running_statistics(self.segmenter)
             return {name: value.cpu() for name, value in copy_weights(self.segmenter).items()}
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
@@ -143,20 +149,21 @@ class Guard:
         if trained:
             final = trained[-1]
             blends = [
-                State(f"{share:.0%} of {final.name}", "blend", self._blend(final.load, share), share)
+                State(name, "blend", lambda name=name, share=share: self._blend(name, share), share)  # type: ignore[misc]
                 for share in BLENDS
+                for name in (f"{share:.0%} of {final.name}",)
             ]
         return [*untrained, *blends, *trained]
 
-    def _blend(self, final: Callable[[], Mapping[str, Tensor]], share: float) -> Callable[[], Mapping[str, Tensor]]:
-        def weights() -> Mapping[str, Tensor]:
-            trained = final()
-            return {
-                name: value.lerp(trained[name].to(value), share) if value.is_floating_point() else trained[name]
-                for name, value in self.incoming.items()
-            }
-
-        return weights
+    def _blend(self, name: str, share: float) -> Mapping[str, Tensor]:
+        """Weights between the incoming and the last stage's; where statistics are kept, they are carried to the blend:
+        those in between fit neither."""
+        trained = self._trained()
+        mixed = {
+            key: value.lerp(trained[key].to(value), share) if value.is_floating_point() else trained[key]
+            for key, value in self.incoming.items()
+        }
+        return self._carried(name, mixed)
 
     def untrained(self) -> Mapping[str, Tensor]:
         """The incoming weights, on the chosen statistics."""
