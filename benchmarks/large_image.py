@@ -34,7 +34,7 @@ FILE = Path(__file__).with_name("results") / "large_image.json"
 OTHER_TILE = 1440
 PART = 4000
 PARTS = 3
-MARGIN = 96  # at the sides of a part, where its prediction sees padding in place of the image
+MARGIN = 256  # at the sides of a part, where its prediction sees padding in place of the image
 
 
 def train(folder: Path) -> None:
