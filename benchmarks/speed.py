@@ -21,6 +21,7 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     saved/NAME                  bytes that autograd keeps for it, beside cross-entropy
     labels/NETWORK/FORM         pass that makes stage 2's labels of whole images, beside inference
     prepare/STAGE/IMAGES        all that a stage does before its first step, beside its steps
+    passes/STAGE/IMAGES         images that the network is shown before the first step, beside the number there are
     checkpoint/NETWORK          writing one, beside the steps between two
 """
 
@@ -399,6 +400,26 @@ def prepare_rows(bench: Bench, folder: Path) -> None:
             bench.add(f"prepare/{name}/{number}", [before], [float(step * steps)], unit="s")
 
 
+def pass_rows(bench: Bench, folder: Path) -> None:
+    """Counted, not timed; the network is as large as it may be small, and so are the images."""
+    for number in (50, 500):
+        for name in STAGES:
+            if not bench.wants(f"passes/{name}/{number}"):
+                continue
+            torch.manual_seed(0)
+            segmenter = load_segmenter("das3:small", num_classes=CLASSES, model_args={"width": 4})
+            segmenter = segmenter.to(bench.fabric.device)
+            streets = Streets("target", 16, size=(32, 48))
+            images = open_images([streets.image(i % 16) for i in range(number)])  # type: ignore[arg-type]
+            shown: list[int] = []
+            hook = segmenter.model.register_forward_hook(lambda *given, shown=shown: shown.append(len(given[1][0])))
+            with tempfile.TemporaryDirectory(prefix="das3-speed-") as work:
+                stage = find_stage(name)(find_stage(name).Options())
+                stage.prepare(StageContext(bench.fabric, segmenter, images, Path(work), (0, 0), (32, 32)))
+            hook.remove()
+            bench.add(f"passes/{name}/{number}", [float(sum(shown))], [float(number)], unit="images")
+
+
 def checkpoint_rows(bench: Bench, folder: Path) -> None:
     every = Recipe().checkpoint_every
     for title, (kind, batch) in bench.setting.networks.items():
@@ -427,7 +448,7 @@ def main() -> None:
         folder = Path(name)
         for form, size in bench.setting.sizes.items():
             write_images(folder / form, form, size, bench.setting.images)
-        for measure in (loss_rows, step_rows, memory_rows, label_rows, prepare_rows, checkpoint_rows):
+        for measure in (loss_rows, step_rows, memory_rows, label_rows, prepare_rows, pass_rows, checkpoint_rows):
             measure(bench, folder)
     if not given.check:
         write(bench)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das3.data.archives import ArchivedImages
 from das3.data.images import ImageFiles, Images
 from das3.files import os_error
 
@@ -81,6 +82,10 @@ def image_digests(images: Images, most: int) -> Mapping[str, str]:
     """Name → digest of each image: of its file, or of the pixels of a few where there are no files."""
     if isinstance(images, ImageFiles):
         return file_digests(images.names, images.paths, most)
+    if isinstance(images, ArchivedImages):
+        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            digests = pool.map(lambda i: images.digest(i, most), range(len(images)))
+            return dict(zip(images.names, digests, strict=True))
     found = dict.fromkeys(images.names, "")
     for i in sorted({int(i) for i in np.linspace(0, len(images) - 1, min(_DECODED, len(images))).round()}):
         pixels = np.ascontiguousarray(images[i])

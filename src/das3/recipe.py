@@ -113,7 +113,8 @@ class RunOptions(LoopOptions, ImageOptions, ModelOptions):
     """Options of every run that trains, be it an adaptation or the training of a source model.
 
     Attributes:
-        images: folder of images, a .txt file that lists them, or a published data set (NAME:ROOT?split=SPLIT).
+        images: folder of images, a .txt file that lists them, tar files or a URL (s3://…), or a published data set
+            (NAME:ROOT?split=SPLIT).
         out: folder for the run: model, summary, log, checkpoints.
         crop: height,width of training samples; if not given, the images' median size, at most 512 pixels.
         seed: seed of all random numbers.

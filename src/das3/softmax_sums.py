@@ -1,13 +1,16 @@
 """Sums over pixels that several losses need of one softmax, with their gradients written out.
 
-Autograd would keep a tensor of the logits' size for every step of every loss. These functions keep log softmax and one
-byte per class and pixel at most, as cross-entropy does, and go over the logits only as often as they have to. Logits
-are float32 or float64 and results of the same dtype. Pixels that are not `valid` count nowhere, whatever they hold.
+Autograd would keep a tensor of the logits' size for every step of every loss. These functions keep the logits alone,
+which is what cross-entropy keeps of them, and take the softmax once more on the way back, where they need its
+exponentials in any case. On a CPU they go through the pixels in parts that fit into its cache, in memory
+that is used again: to be given new memory takes longer than what is computed in it. Logits are float32 or
+float64 and results of the same dtype. Pixels that are not `valid` count nowhere, whatever they hold.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -16,6 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 __all__ = ["entropies", "label_sums", "pairwise_sum", "weighted_entropies"]
+
+PART = 2**19
+"""Logits that are worked on at once on a CPU: a few such tensors fit into its cache."""
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -34,7 +40,7 @@ def weighted_entropies(logits: Tensor, entropy_weight: float, valid: Tensor | No
     Returns:
         B×H×W and C.
     """
-    entropy, sums = _Entropy.apply(logits, entropy_weight, valid)
+    entropy, sums = _Entropy.apply(logits, entropy_weight, _unless_all(valid))
     return entropy, sums
 
 
@@ -43,36 +49,46 @@ class _Entropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, entropy_weight: float | None, valid: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        # A class of logit −∞ has p log p = 0, where 0 · −∞ would be NaN; exp(−10⁴) is 0.
-        log_probs = _log_softmax(logits, valid).clamp_(min=-1e4)
-        probs = log_probs.exp()
-        entropy = (probs * log_probs).sum(dim=1).div_(-math.log(logits.shape[1]))
+        entropy, normalizer = (logits.new_empty(logits[:, 0].shape) for _ in range(2))
         weight = sums = None
         if entropy_weight is not None:
-            weight = torch.exp(-entropy_weight * entropy)
-            weight = weight if valid is None else weight.masked_fill_(~valid, 0)
-            sums = torch.bmm(probs.flatten(2), weight.flatten(1).unsqueeze(2)).sum(dim=(0, 2))
-        ctx.save_for_backward(log_probs, entropy, weight)
+            weight, sums = torch.empty_like(entropy), logits.new_zeros(logits.shape[1])
+        for part, (log_probs, probs) in _parts(logits, 2):
+            inside = None if valid is None else valid[part]
+            _softmax(logits[_of(part)], inside, log_probs, probs, normalizer[part])
+            # A class of logit −∞ has p log p = 0, where 0 · −∞ would be NaN; exp(−10⁴) is 0.
+            found = log_probs.clamp_(min=-1e4).mul_(probs).sum(dim=1).div_(-math.log(logits.shape[1]))
+            entropy[part] = found
+            if entropy_weight is not None and weight is not None and sums is not None:
+                weights = found.mul_(-entropy_weight).exp_()
+                weight[part] = weights if inside is None else weights.masked_fill_(~inside, 0)
+                sums += torch.bmm(probs.flatten(2), weight[part].flatten(1).unsqueeze(2)).sum(dim=(0, 2))
+        ctx.save_for_backward(logits, entropy, normalizer, weight, valid)
         ctx.set_materialize_grads(False)
         return entropy, sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_entropy: Tensor | None, of_sums: Tensor | None) -> tuple[Tensor | None, None, None]:
-        log_probs, entropy, weight = ctx.saved_tensors
+        logits, entropy, normalizer, weight, valid = ctx.saved_tensors
         if of_entropy is None and of_sums is None:
             return None, None, None
         # dH/dz_c = −p_c (log p_c / log C + H) and d(Σ_k g_k w p_k)/dz_c = w p_c (g_c − Σ_k g_k p_k).
-        probs, inner = log_probs.exp(), None
-        if of_entropy is not None:
-            slope = of_entropy / -math.log(log_probs.shape[1])
-            inner = torch.addcmul((-of_entropy * entropy).unsqueeze(1), log_probs, slope.unsqueeze(1))
-        if of_sums is not None:
-            mean = torch.einsum("c,bcn->bn", of_sums, probs.flatten(2)).view_as(entropy)
-            shape = [1, -1, *[1] * (probs.ndim - 2)]
-            inner = (-mean * weight).unsqueeze(1) if inner is None else inner.sub_((mean * weight).unsqueeze(1))
-            inner = torch.addcmul(inner, weight.unsqueeze(1), of_sums.view(shape))
-        return probs.mul_(inner), None, None
+        gradient = torch.empty_like(logits)
+        for part, (inner, probs) in _parts(logits, 2):
+            _softmax_again(logits[_of(part)], None if valid is None else valid[part], inner, probs, normalizer[part])
+            inner.clamp_(min=-1e4)
+            if of_entropy is None:
+                inner.zero_()
+            else:
+                inner.mul_((of_entropy[part] / -math.log(logits.shape[1])).unsqueeze(1))
+                inner.sub_((of_entropy[part] * entropy[part]).unsqueeze(1))
+            if of_sums is not None:
+                mean = torch.einsum("c,bcn->bn", of_sums, probs.flatten(2)).view_as(entropy[part])
+                inner.sub_((mean * weight[part]).unsqueeze(1))
+                inner.addcmul_(weight[part].unsqueeze(1), of_sums.view(1, -1, *[1] * (probs.ndim - 2)))
+            gradient[_of(part)] = inner.mul_(probs)
+        return gradient, None, None
 
 
 def label_sums(
@@ -99,6 +115,9 @@ def label_sums(
     Returns:
         Two scalars.
     """
+    valid = _unless_all(valid)
+    if labels is not None and valid is not None:
+        labels = labels.masked_fill(~valid, ignore_index)
     positive, negative = _LabelSums.apply(logits, labels, negatives, valid, form == "pooled", eps, ignore_index)
     return positive, negative
 
@@ -115,45 +134,109 @@ class _LabelSums(torch.autograd.Function):
         eps: float,
         ignore_index: int,
     ) -> tuple[Tensor, Tensor]:
-        log_probs = _log_softmax(logits, valid)
-        positive = logits.new_zeros(())
-        if labels is not None:
-            labels = labels if valid is None else labels.masked_fill(~valid, ignore_index)
-            positive = F.nll_loss(log_probs, labels.long(), ignore_index=ignore_index, reduction="sum")
-        others = ~negatives
-        probs = log_probs.exp().masked_fill_(others, 0)
-        rest = torch.rsub(probs.sum(dim=1, keepdim=True) if pooled else probs, 1)
-        ctx.save_for_backward(log_probs, labels, others.logical_or_(rest < eps), valid)
-        ctx.pooled, ctx.ignore_index = pooled, ignore_index
-        logarithms = rest.clamp_(min=eps).log_().sum(dim=1)
-        negative = -(logarithms if valid is None else logarithms.masked_fill_(~valid, 0)).sum()
+        positive, negative = logits.new_zeros(()), logits.new_zeros(())
+        normalizer = logits.new_empty(logits[:, 0].shape)
+        for part, (log_probs, probs) in _parts(logits, 2):
+            inside = None if valid is None else valid[part]
+            _softmax(logits[_of(part)], inside, log_probs, probs, normalizer[part])
+            if labels is not None:
+                positive += F.nll_loss(log_probs, labels[part].long(), ignore_index=ignore_index, reduction="sum")
+            ruled_out = log_probs.copy_(negatives[_of(part)]).mul_(probs)
+            # One logarithm of the product: with Σ p ≤ 1 at most one of its factors is small.
+            rest = 1 - ruled_out.sum(dim=1) if pooled else ruled_out.neg_().add_(1)
+            rest.clamp_(min=eps)
+            logarithms = (rest if pooled else rest.prod(dim=1)).log_()
+            negative -= (logarithms if inside is None else logarithms.masked_fill_(~inside, 0)).sum()
+        ctx.save_for_backward(logits, normalizer, labels, negatives, valid)
+        ctx.pooled, ctx.eps, ctx.ignore_index = pooled, eps, ignore_index
         return positive, negative
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_positive: Tensor, of_negative: Tensor) -> tuple[Tensor | None, ...]:
-        log_probs, labels, flat, valid = ctx.saved_tensors
-        # With x_c = n_c p_c / (1 − p_c), or n_c p_c / (1 − Σ n p), the gradient is x_c − p_c Σ x.
-        probs = log_probs.exp()
-        if ctx.pooled:
-            ruled_out = probs.masked_fill(flat, 0)
-            gradient = ruled_out / torch.rsub(ruled_out.sum(dim=1, keepdim=True), 1)
-        else:
-            gradient = torch.div(probs, torch.rsub(probs, 1)).masked_fill_(flat, 0)  # 0 / 0 among them
-        gradient.mul_(of_negative if valid is None else torch.where(valid, of_negative, 0).unsqueeze(1))
-        through = gradient.sum(dim=1).neg_()
-        if labels is not None:
-            known = labels != ctx.ignore_index
-            of_labels = torch.where(known, of_positive, 0)
-            through += of_labels
-            gradient.scatter_add_(1, torch.where(known, labels, 0).long().unsqueeze(1), -of_labels.unsqueeze(1))
-        return gradient.addcmul_(probs, through.unsqueeze(1)), None, None, None, None, None, None
+        logits, normalizer, labels, negatives, valid = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for part, (probs, slopes, rest, free) in _parts(logits, 4):
+            inside = None if valid is None else valid[part]
+            _softmax_again(logits[_of(part)], inside, slopes, probs, normalizer[part])
+            # With x_c = n_c p_c / (1 − p_c), or n_c p_c / (1 − Σ n p), the gradient is x_c − p_c Σ x.
+            slopes.copy_(negatives[_of(part)]).mul_(probs)
+            if ctx.pooled:
+                rest, free = rest[:, :1], free[:, :1]
+            torch.sub(1, slopes.sum(dim=1, keepdim=True) if ctx.pooled else slopes, out=rest)
+            torch.ge(rest, ctx.eps, out=free)  # elsewhere the rest is held
+            slopes.mul_(free).div_(rest.clamp_(min=ctx.eps))
+            slopes.mul_(of_negative if inside is None else torch.where(inside, of_negative, 0).unsqueeze(1))
+            through = slopes.sum(dim=1).neg_()
+            if labels is not None:
+                known = labels[part] != ctx.ignore_index
+                of_labels = torch.where(known, of_positive, 0)
+                through += of_labels
+                places = torch.where(known, labels[part], 0).long().unsqueeze(1)
+                slopes.scatter_add_(1, places, -of_labels.unsqueeze(1))
+            gradient[_of(part)] = slopes.addcmul_(probs, through.unsqueeze(1))
+        return gradient, None, None, None, None, None, None
 
 
-def _log_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """Even where pixels do not count, so that nothing they hold can reach a sum or a gradient."""
-    log_probs = F.log_softmax(logits, dim=1)
-    return log_probs if valid is None else log_probs.masked_fill_(~valid.unsqueeze(1), -math.log(logits.shape[1]))
+Place = tuple[slice, ...]
+"""Which images and rows of a map B×H×W."""
+
+
+def _parts(logits: Tensor, count: int) -> Iterator[tuple[Place, list[Tensor]]]:
+    """Places of all pixels of B×C×… logits, with as many tensors of their size to work in, the same ones each time.
+
+    In parts on a CPU; at once elsewhere, where each part is more launches.
+    """
+    images, classes, *rest = logits.shape
+    if logits.device.type != "cpu" or logits.numel() <= PART or not rest:
+        yield (slice(None),), [torch.empty_like(logits, memory_format=torch.contiguous_format) for _ in range(count)]
+        return
+    per_row = classes * math.prod(rest[1:])
+    step = min(rest[0], max(1, PART // per_row))
+    work = [logits.new_empty(step * per_row) for _ in range(count)]
+    for image in range(images):
+        for row in range(0, rest[0], step):
+            rows = min(step, rest[0] - row)
+            shape = (1, classes, rows, *rest[1:])
+            yield (slice(image, image + 1), slice(row, row + rows)), [one[: rows * per_row].view(shape) for one in work]
+
+
+def _of(part: Place) -> Place:
+    """The same of all channels B×C×H×W."""
+    return (part[0], slice(None), *part[1:])
+
+
+def _unless_all(valid: Tensor | None) -> Tensor | None:
+    """None where all pixels are valid, which is known without waiting on a CPU alone."""
+    return None if valid is not None and valid.device.type == "cpu" and bool(valid.all()) else valid
+
+
+def _softmax(logits: Tensor, valid: Tensor | None, log_probs: Tensor, probs: Tensor, normalizer: Tensor) -> None:
+    """Put log p and p of B×C×… logits where they are to be, and Z of log p = z − Z, with one exponential each.
+
+    All classes are equally likely where pixels do not count, so that nothing they hold can reach a sum or a gradient.
+    """
+    largest = logits.amax(dim=1, keepdim=True)
+    torch.exp(torch.sub(logits, largest, out=log_probs), out=probs)
+    sums = probs.sum(dim=1, keepdim=True)
+    probs.div_(sums)
+    logarithms = sums.log_()
+    log_probs.sub_(logarithms)
+    normalizer.copy_(largest.add_(logarithms).squeeze(1))
+    _equal_outside(valid, log_probs, probs)
+
+
+def _softmax_again(logits: Tensor, valid: Tensor | None, log_probs: Tensor, probs: Tensor, normalizer: Tensor) -> None:
+    """The same, with Z given."""
+    torch.exp(torch.sub(logits, normalizer.unsqueeze(1), out=log_probs), out=probs)
+    _equal_outside(valid, log_probs, probs)
+
+
+def _equal_outside(valid: Tensor | None, log_probs: Tensor, probs: Tensor) -> None:
+    if valid is not None:
+        outside, classes = ~valid.unsqueeze(1), log_probs.shape[1]
+        log_probs.masked_fill_(outside, -math.log(classes))
+        probs.masked_fill_(outside, 1 / classes)
 
 
 Pair = tuple[int, int]

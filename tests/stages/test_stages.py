@@ -430,3 +430,43 @@ def test_of_a_large_set_only_the_images_that_are_drawn_are_labelled(tmp_path):
     stage.options = dataclasses.replace(stage.options, steps=100)
     stage.prepare(dataclasses.replace(context, folder=tmp_path / "more"))
     assert all(stage.pseudo_labels.has(i) for i in range(20))
+
+
+def test_of_many_images_the_teacher_labels_those_that_are_drawn(tmp_path, monkeypatch):
+    """All are ranked, in one file; samples are those of a teacher that labels all."""
+    options = find_stage("propagate").Options(steps=2, color_transforms=False, upscale=False, mix=False)
+
+    def prepared(name):
+        context = dataclasses.replace(context_of(tmp_path / name, network()), batch_size=1)
+        stage = find_stage("propagate")(options)
+        return stage, stage.prepare(context)
+
+    stage, samples = prepared("drawn")
+    assert len(list((tmp_path / "drawn/entropies").iterdir())) == 1
+    assert sorted(samples.drawn(2)) == [i for i in range(4) if stage.pseudo_labels.has(i)]
+    assert len(samples.drawn(2)) == 2
+    monkeypatch.setattr(StageContext, "draws_all", lambda *_: True)
+    stage, others = prepared("all")
+    assert all(stage.pseudo_labels.has(i) for i in range(4))
+    for n in range(2):
+        assert all(torch.equal(value, others[n][key]) for key, value in samples[n].items())
+
+
+def test_summaries_are_kept_of_many_images_in_one_file(tmp_path):
+    """What an interrupted run has kept is not made again, and a damaged file is."""
+    context, seen = dataclasses.replace(context_of(tmp_path, network()), batch_size=2), []
+
+    def summary(probs):
+        seen.append(probs)
+        return {"mean": probs.mean(dim=(1, 2))}
+
+    def summaries():
+        return torch.stack([torch.from_numpy(one["mean"]) for one in context.summarize("means", summary, per_file=2)])
+
+    first = summaries()
+    assert torch.equal(first, torch.stack([probs.mean(dim=(1, 2)) for probs in seen]))
+    files = sorted((tmp_path / "means").iterdir())
+    assert [path.name for path in files] == ["0-1-2.npz", "2-3-2.npz"]
+    files[0].write_bytes(files[0].read_bytes()[:-30])
+    assert torch.equal(summaries(), first)
+    assert len(seen) == 6

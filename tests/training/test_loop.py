@@ -1,4 +1,5 @@
 import math
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.base import parameter_groups
 from das3.stages.options import LoopOptions
+from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of
 from das3.training.loop import learning_rate, make_fabric, step_seed, train
 
 
@@ -204,3 +206,29 @@ def test_weight_decay_is_of_weights_alone():
     for name, parameter in segmenter.model.named_parameters():
         rate = 1.5 if name.startswith("4.") else 0.5
         assert found[id(parameter)] == (0.25 if parameter.ndim > 1 else 0.0, rate, rate)
+
+
+def test_a_background_writer_tells_what_failed_and_writes_the_moment(tmp_path):
+    state = {"weights": [torch.zeros(3)], "step": 1}
+    path, begin = tmp_path / "last.pt", threading.Event()
+    with BackgroundWriter() as writer:
+        kept = snapshot_of(state)
+        writer.start(lambda: (begin.wait(10), save_checkpoint(path, kept)))
+        state["weights"][0] += 1
+        begin.set()
+    assert load_checkpoint(path)["weights"][0].sum() == 0
+
+    def fail():
+        raise TrainingError("full")
+
+    with pytest.raises(TrainingError, match="full"), BackgroundWriter() as writer:
+        writer.start(fail)
+    writer.start(fail)
+    with pytest.raises(TrainingError, match="full"):
+        writer.start(lambda: path.unlink())
+    assert path.exists()
+    with pytest.raises(TypeError), writer:
+        writer.start(lambda: path.unlink(), "more")  # the block's own error is told
+    with pytest.raises(KeyError), writer:
+        {writer.start(lambda: path.unlink()): 0}["gone"]  # … when all is written
+    assert not path.exists()

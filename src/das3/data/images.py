@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import IO, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,11 +178,12 @@ def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
     """The file as a Pillow image; whatever goes wrong inside is a DataError that names the file."""
     with readable(path, what):
         refuse_special(path, what)
-        with _open(path) as image:
+        with open_picture(path) as image:
             yield image
 
 
-def _open(path: str | Path) -> Image.Image:
+def open_picture(path: str | Path | IO[bytes]) -> Image.Image:
+    """As Pillow opens it, of das3's formats and sizes only; the pixels are not decoded."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
         Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns beyond this and refuses twice as much
@@ -407,7 +408,7 @@ class ImageFiles(FittedImages):
         self.pixels = pixels
         self.is_thread_safe = True
         self._forms: dict[int, Form] = {}
-        super().__init__(_unique_names([p.relative_to(root) for p in self.paths]))
+        super().__init__(unique_names([p.relative_to(root) for p in self.paths]))
 
     def only(self, chosen: Sequence[int]) -> ImageFiles:
         """Those of these indices alone, under the same names."""
@@ -552,7 +553,7 @@ class VolumeSlices(FittedImages):
         return self._form(i).size
 
 
-def _unique_names(paths: Sequence[Path]) -> list[str]:
+def unique_names(paths: Sequence[Path]) -> list[str]:
     """Paths without their suffix; with it where two differ in nothing else."""
     full = [p.as_posix() for p in paths]
     names = [p.with_suffix("").as_posix() for p in paths]

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from das3.data.archives import is_archive, open_archives
 from das3.data.class_table import ClassTable, load_class_map
 from das3.data.images import SUFFIXES, DatasetImages, Images, find_files, image_files, is_image_file
 from das3.data.labels import Labelled, decode_label, evenly_spaced, find_table
@@ -30,8 +31,9 @@ def open_images(source: Any) -> Images:
 
     Args:
         source: a published data set, `NAME:ROOT?split=…` (see `das3.data.published`); a pattern
-            (`shots/**/*.png`); a folder, searched with all its
-            sub-folders (hidden ones left out); a .txt file with one path a line, relative to the file's folder, blank
+            (`shots/**/*.png`); a folder, searched with all its sub-folders (hidden ones left out); a tar file, a
+            pattern or a folder of them, or a URL (`s3://bucket/shards/*.tar`), see `das3.data.archives`; a .txt file
+            with one path a line, relative to the file's folder, blank
             lines and lines that begin with # skipped; a sequence of paths; an `Images`; or any object with `__len__`
             and `__getitem__` whose items are images (PIL, or H×W×B or B×H×W integers or floats in [0, 1], B = 3 for
             RGB), alone, first in a tuple, or under "image" or "pixel_values"; a PyTorch `DataLoader` stands for its
@@ -48,6 +50,8 @@ def open_images(source: Any) -> Images:
         return spec_images(source)
     if isinstance(source, str | Path):
         try:
+            if is_archive(source):
+                return open_archives(source)
             return _open_glob(str(source)) if is_glob(source) else _open_path(Path(source))
         except OSError as error:  # a name that is too long, links in a circle
             raise DataError(f"no images at {str(source)[:200]} ({error.strerror})") from None

@@ -181,6 +181,10 @@ class Samples(Dataset[Sample]):
         """Index of the image that sample n shows."""
         return self.draw(n, salt)[0]
 
+    def drawn(self, count: int) -> set[int]:
+        """Indices of the images that the first `count` samples show."""
+        return {self.pick(n) for n in range(count)}
+
     def draw(self, n: int, salt: int = 0) -> tuple[int, int | None]:
         """Index of the image that sample n shows, and the class for which it was drawn.
 

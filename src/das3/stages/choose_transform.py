@@ -76,9 +76,7 @@ def confidence_statistics(
     def summary(probs: Tensor) -> dict[str, Tensor]:
         return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
-    groups = context.subset_groups(images)
-    store = context.label_all(name, summary, groups=groups)
-    found = [store[i] for group in groups for i in group]
+    found = list(context.summarize(name, summary, groups=context.subset_groups(images)))
     means, entropies = (torch.from_numpy(np.stack([one[key] for one in found])) for key in ("mean", "entropy"))
     return ConfidenceStatistics(mutual_information(means, entropies), entropies.mean().item())
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,11 +34,14 @@ __all__ = ["StageContext"]
 
 T = TypeVar("T")
 
+_Labelled = tuple[Sequence[int], list[dict[str, NDArray[Any]]]]
 _Masked = tuple[Pixel, NDArray[np.bool_] | None]
 
 MAX_IMAGES_FOR_STATISTICS = 500
 """Approximate number of images, evenly spaced, for means over many pixels."""
 
+SUMMARIES_PER_FILE = 1000
+"""Images whose few numbers are kept in one file."""
 WRITERS = 2
 """Threads that compress and write labels while the model predicts the next ones."""
 WAITING = 32
@@ -134,13 +137,19 @@ class StageContext:
             samples: that the steps take, in order from number 0.
             steps: of the stage.
         """
-        count = steps * self.batch_size * self.accumulate
-        if count >= len(self.images) or samples.rare is not None:
+        if self.draws_all(steps) or samples.rare is not None:
             return self.groups()
-        return self.groups_of(sorted({samples.pick(n) for n in range(count)}))
+        return self.groups_of(sorted(samples.drawn(self._draws(steps))))
 
-    def own_share(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """The groups that this process works on."""
+    def _draws(self, steps: int) -> int:
+        return steps * self.batch_size * self.accumulate
+
+    def draws_all(self, steps: int) -> bool:
+        """Whether so many steps draw as many samples as there are images, or more."""
+        return self._draws(steps) >= len(self.images)
+
+    def own_share(self, groups: Sequence[T]) -> Sequence[T]:
+        """The groups, or parts of them, that this process works on."""
         return groups[self.fabric.global_rank :: self.fabric.world_size]
 
     def batches(self, groups: Sequence[Sequence[int]] | None = None) -> Iterator[Tensor]:
@@ -193,18 +202,91 @@ class StageContext:
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
         missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
-        if not int(sum_over_processes(torch.tensor(len(missing), device=self.fabric.device))):
-            return store  # statistics of transformed images, which all processes would share out, are not needed
-        batches = zip(missing, self._masked_batches(missing), strict=True)
-        many = sum(map(len, chosen)) > MAX_IMAGES_FOR_STATISTICS
-        transformed = self._transformed_statistics(self.subset_groups() if groups is None or many else groups)
-        with evaluating(self.segmenter), transformed, _writing(store) as write:
-            for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(missing)):
-                for i, probs, valid in zip(group, self.predict(batch), masks, strict=True):
-                    found = label(probs) if valid is None else _labels_of_data(label, probs, valid)
-                    write(i, {key: value.cpu().numpy() for key, value in found.items()})
-        wait_for_all()
+        if self._is_needed(missing):
+            with self._labels(missing, label, name, of=chosen) as labels, _writing(store) as write:
+                for group, found in labels:
+                    for i, arrays in zip(group, found, strict=True):
+                        write(i, arrays)
+            wait_for_all()
         return store
+
+    @torch.no_grad()
+    def summarize(
+        self,
+        name: str,
+        summary: Callable[[Tensor], dict[str, Tensor]],
+        *,
+        groups: Sequence[Sequence[int]] | None = None,
+        per_file: int = SUMMARIES_PER_FILE,
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """As `label_all`, for a few numbers per image, which are kept of many images in one file.
+
+        Args:
+            name: of the folder they are kept in.
+            summary: probabilities C×H×W float32 of one image → small arrays, of the same shapes for all images.
+            groups: of images, from `groups`; all when None.
+            per_file: about how many images a file is of; so many are held in memory.
+
+        Returns:
+            The arrays of each image, in the order of the groups; read file by file.
+        """
+        chosen = self.groups() if groups is None else groups
+        parts = self._parts(chosen, per_file)
+        store = LabelStore(self.folder / name, [f"{p[0][0]}-{p[-1][-1]}-{sum(map(len, p))}" for p in parts])
+        missing = [k for k in self.own_share(range(len(parts))) if not store.has(k)]
+        if self._is_needed(missing):
+            of_missing = [group for k in missing for group in parts[k]]
+            with self._labels(of_missing, summary, name, of=chosen) as labels:
+                for k in missing:
+                    made = [one for _ in parts[k] for one in next(labels)[1]]
+                    store.write(k, {key: np.stack([one[key] for one in made]) for key in made[0]})
+                next(labels, None)
+            wait_for_all()
+        return (
+            {key: values[i] for key, values in arrays.items()}
+            for arrays in store
+            for i in range(len(next(iter(arrays.values()))))
+        )
+
+    def _parts(self, groups: Sequence[Sequence[int]], per_part: int) -> list[list[list[int]]]:
+        """Consecutive groups, of about so many images together, and of fewer if there are processes without any."""
+        share = -(-sum(map(len, groups)) // self.fabric.world_size)
+        parts: list[list[list[int]]] = []
+        for group in groups:
+            if parts and sum(map(len, parts[-1])) + len(group) <= min(share, per_part):
+                parts[-1].append(list(group))
+            else:
+                parts.append([list(group)])
+        return parts
+
+    def _is_needed(self, missing: Sequence[object]) -> bool:
+        """Whether any process has something to do: all of them share out the statistics of transformed images."""
+        return bool(int(sum_over_processes(torch.tensor(len(missing), device=self.fabric.device))))
+
+    @contextmanager
+    def _labels(
+        self,
+        groups: Sequence[Sequence[int]],
+        label: Callable[[Tensor], dict[str, Tensor]],
+        name: str,
+        *,
+        of: Sequence[Sequence[int]],
+    ) -> Iterator[Iterator[_Labelled]]:
+        """Groups, each with what `label` makes of the predictions of its images; `of` are those of all processes."""
+
+        def made() -> Generator[_Labelled, None, None]:
+            batches = zip(groups, self._masked_batches(groups), strict=True)
+            for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(groups)):
+                found = [
+                    label(probs) if valid is None else _labels_of_data(label, probs, valid)
+                    for probs, valid in zip(self.predict(batch), masks, strict=True)
+                ]
+                yield group, [{key: value.cpu().numpy() for key, value in one.items()} for one in found]
+
+        many = sum(map(len, of)) > MAX_IMAGES_FOR_STATISTICS
+        transformed = self._transformed_statistics(self.subset_groups() if many else of)
+        with evaluating(self.segmenter), transformed, closing(made()) as labels:
+            yield labels
 
     @contextmanager
     def _transformed_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:

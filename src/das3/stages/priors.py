@@ -40,9 +40,7 @@ def class_priors(context: StageContext) -> ClassPriors:
         won = torch.bincount(probs.argmax(dim=0).flatten(), minlength=probs.shape[0])
         return {"cells": F.adaptive_avg_pool2d(probs, PRIOR_GRID), "won": won.float() / probs[0].numel()}
 
-    groups = context.subset_groups()
-    store = context.label_all("priors", summary, groups=groups)
-    found = [store[i] for group in groups for i in group]
+    found = list(context.summarize("priors", summary, groups=context.subset_groups()))
     cells, won = (np.mean([one[key] for one in found], axis=0, dtype=np.float64) for key in ("cells", "won"))
     mean = cells.mean(axis=(1, 2))
     cells += UNIFORM_PRIOR_IMAGES / len(found) * mean[:, None, None]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from das3.data.label_store import LabelStore
 from das3.data.mixing import class_mix
 from das3.data.rare_classes import RareClasses
 from das3.data.samples import Sample, Samples
@@ -92,11 +93,26 @@ class Propagate(Stage[PropagateOptions]):
         chosen = choose_input_transform(context, color=options.color_transforms, upscale=options.upscale)
         self.input_transform = chosen.transform_name
         self.priors = class_priors(chosen)
-        store = self.pseudo_labels = chosen.label_all("teacher", self._label)
-        entropies = [float(store.read(i, "entropy")["entropy"]) for i in range(len(store))]
+        if options.rare_temperature or context.draws_all(options.steps):
+            store = self.pseudo_labels = chosen.label_all("teacher", self._label)
+            entropies = [float(store.read(i, "entropy")["entropy"]) for i in range(len(store))]
+            samples = self._samples(context, entropies, store)
+        else:  # all images are ranked, and only those labelled that will be drawn
+            entropies = [float(one["entropy"]) for one in chosen.summarize("entropies", _entropy)]
+            samples = self._samples(context, entropies)
+            groups = context.drawn_groups(samples, options.steps)
+            store = self.pseudo_labels = chosen.label_all("teacher", self._label, groups=groups)
+            samples = self._samples(context, entropies, store)
+        return samples
+
+    def _samples(
+        self, context: StageContext, entropies: Sequence[float], store: LabelStore | None = None
+    ) -> EasyAndHard:
+        """Samples of images by their mean entropies, with the labels of a store."""
+        options = self.options
         easy, hard = split_by_entropy(entropies, options.easy_share)
-        plain = context.samples(options, maps=store.maps("labels"))
-        if options.rare_temperature:
+        plain = context.samples(options, maps=store.maps("labels") if store else None)
+        if options.rare_temperature and store:
             plain.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)
         return EasyAndHard(plain, easy, hard, mix=options.mix)
 
@@ -108,8 +124,7 @@ class Propagate(Stage[PropagateOptions]):
             class_balance=options.class_balance,
             spatial_prior_weight=options.spatial_prior_weight,
         )
-        labels = adjusted.argmax(dim=0).to(torch.uint8)
-        return {"labels": labels, "entropy": entropy_of_probs(probs[None]).mean()}
+        return {"labels": adjusted.argmax(dim=0).to(torch.uint8), **_entropy(probs)}
 
     def finish(self, context: StageContext) -> None:
         """Weights between those that came in and those that were trained."""
@@ -128,6 +143,11 @@ class Propagate(Stage[PropagateOptions]):
         return losses
 
 
+def _entropy(probs: Tensor) -> dict[str, Tensor]:
+    """Mean entropy of a prediction C×H×W."""
+    return {"entropy": entropy_of_probs(probs[None]).mean()}
+
+
 class EasyAndHard(Samples):
     """Samples of even number are easy images, those of odd number two hard ones mixed; of one kind only, if all are."""
 
@@ -137,11 +157,24 @@ class EasyAndHard(Samples):
         self.easy, self.hard = of(order=easy), of(order=hard)
         self.mix = mix
 
+    def _place(self, n: int) -> tuple[bool, int]:
+        """Whether sample n is hard, and its number among the hard or easy ones: each image once an epoch."""
+        both = len(self.easy.order) > 0 and len(self.hard.order) > 0
+        return (n % 2 == 1, n // 2) if both else (len(self.hard.order) > 0, n)
+
+    def drawn(self, count: int) -> set[int]:
+        """Those that are mixed among them."""
+        found = set()
+        for n in range(count):
+            is_hard, place = self._place(n)
+            found.add((self.hard if is_hard else self.easy).pick(place))
+            if is_hard and self.mix:
+                found.add(self.hard.pick(place, salt=1))
+        return found
+
     def __getitem__(self, n: int) -> Sample:
         """Sample number n ≥ 0."""
-        both = len(self.easy.order) > 0 and len(self.hard.order) > 0
-        is_hard = n % 2 == 1 if both else len(self.hard.order) > 0
-        place = n // 2 if both else n  # each image once an epoch
+        is_hard, place = self._place(n)
         half, rng = self.hard if is_hard else self.easy, self.rng(n)
         sample = half.cut(half.pick(place), rng)
         if is_hard and self.mix:

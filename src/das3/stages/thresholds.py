@@ -13,6 +13,7 @@ from das3.stages.context import StageContext
 __all__ = ["confidence_histogram", "data_set_thresholds", "label_above", "normalized_labels", "thresholds_of"]
 
 BINS = 4096
+HISTOGRAMS_PER_FILE = 50
 # 24 octaves of 1 − p, down to float32's rounding: confident models differ only there.
 _OCTAVES = 24
 
@@ -65,8 +66,8 @@ def data_set_thresholds(
     def confidences(probs: Tensor) -> dict[str, Tensor]:
         return {"histogram": confidence_histogram(adjust(probs)).int()}
 
-    store = context.label_all("confidences", confidences)
-    total = sum(torch.from_numpy(store[i]["histogram"]).long() for i in range(len(store)))
+    found = context.summarize("confidences", confidences, per_file=HISTOGRAMS_PER_FILE)
+    total = sum(torch.from_numpy(one["histogram"]).long() for one in found)
     assert isinstance(total, Tensor)
     return thresholds_of(total, top_fraction).to(context.fabric.device)
 

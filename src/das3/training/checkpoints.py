@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from das3.errors import TrainingError
 from das3.files import os_error, why_not_written, writing_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint", "unfit"]
+__all__ = ["BackgroundWriter", "load_checkpoint", "save_checkpoint", "snapshot_of", "unfit"]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -59,6 +59,64 @@ def _interrupts_postponed() -> Iterator[None]:
             signal.signal(kind, signal.SIG_DFL if handler is None else handler)
     if caught:
         signal.raise_signal(caught[0])
+
+
+class BackgroundWriter:
+    """Writes one thing after another in a thread, so that training need not wait for a disk.
+
+    As a context manager it waits, whatever ends the block, until all is written. What could not be written is raised
+    by the next call, at the latest at the end of the block, unless that ends with another error.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Have something written, as soon as what is being written is."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                write()
+            except BaseException as error:  # it is the main thread's to tell
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="das3-checkpoints", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written; raises what prevented it."""
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what prevented something from being written, without waiting."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()
+
+
+def snapshot_of(state: Any) -> Any:
+    """A copy on the CPU of tensors in any containers, which training on does not change."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: snapshot_of(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(snapshot_of, state))
+    return state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

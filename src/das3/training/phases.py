@@ -28,7 +28,7 @@ from das3.selection.bn_statistics import StatisticsChoice
 from das3.selection.candidates import Verdict
 from das3.selection.guard import Guard, GuardMode, StageStopped
 from das3.stages import Stage, StageContext, StageOptions
-from das3.training.checkpoints import load_checkpoint, save_checkpoint, unfit
+from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of, unfit
 from das3.training.loop import Record, StepState, train
 from das3.training.progress import Display
 from das3.training.run_folder import Log, Run, weights_after
@@ -143,6 +143,7 @@ class _Progression:
         self.segmenter.to(self.fabric.device)
         self.crop = self.recipe.crop or auto_crop(self.images.sizes())
         self.guard = Guard(self.guard_mode, self.segmenter, self._context(0, "selection"), self._load)
+        self.writer = BackgroundWriter()
         state = self.run.last()
         self._restore(state)
         wait_for_all()  # before process 0 writes what another one is still to read
@@ -272,7 +273,8 @@ class _Progression:
         start = None
         if state and state["step"]:
             start = self._start(state)
-        with sigterm_postponed() as stop:
+        # The writer ends first: a signal that takes effect finds the last step on the disk.
+        with sigterm_postponed() as stop, self.writer:
             train(
                 self.fabric,
                 self.segmenter,
@@ -315,6 +317,7 @@ class _Progression:
         self.log.phase(number, row["name"], row["miou"], seen)
 
     def _report(self, number: int, record: Record, clock: _Clock) -> None:
+        self.writer.check()
         measured = {}
         due = self.measure_every and record.step % self.measure_every < self.recipe.log_every
         if due and record.step < record.steps:
@@ -327,13 +330,16 @@ class _Progression:
     def _save_step(self, number: int, step: StepState, clock: _Clock) -> None:
         trained = {"step": step.step, "optimizer": step.optimizer, "stage": step.stage, "ema": step.ema}
         weights = {"segmenter": self.segmenter.state_dict()}
-        self._save({"phase": number, "seconds": clock.seconds(), **weights, **trained})
+        if is_first_process():
+            state = snapshot_of({"phase": number, "seconds": clock.seconds(), **weights, **trained})
+            self.writer.start(lambda: self._save(state))
 
     def _save_snapshot(self, number: int, step: int, weights: Mapping[str, Tensor]) -> None:
         self.guard.check(weights)
         if is_first_process():
             file = self.run.checkpoints / f"{number}-{self.phases[number].name}-step{step}.pt"
-            save_checkpoint(file, {"segmenter": dict(weights)})
+            state = snapshot_of({"segmenter": weights})
+            self.writer.start(lambda: save_checkpoint(file, state))
 
     def _save(self, state: dict[str, Any]) -> None:
         """Let process 0 write last.pt: the state, and what every checkpoint says of the phases before."""
