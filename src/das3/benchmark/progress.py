@@ -87,6 +87,8 @@ class GridProgress:
         self._tell(f"all done after {duration(self.clock() - self.begun)}{skipped}")
 
     def _overview(self, cells: Sequence[Cell]) -> str:
+        if not cells:
+            return "no cell to run"
         kinds = ", ".join(dict.fromkeys(cell.kind for cell in cells))
         seeds = len({cell.seed for cell in cells})
         there, todo = len(cells) - len(self.open), len(self.open)
