@@ -1,22 +1,25 @@
 """The context for strong models: does das3 ever hand back a worse one? `python strong.py --help`.
 
     python strong.py run DATA OUT --shifts none,mild --networks efficientnet --methods das3 --seeds 0,1,2
+    python strong.py signals DATA OUT --shifts none,mild --networks segformer --seeds 0
     python strong.py judge
     python strong.py table
 
 DATA holds camvid/ and idd-lite/; OUT keeps source models, which are trained when first needed. A finished row is kept
 in results/SHIFT.json and not done again, so a killed run goes on where it stood. It keeps what the guard knew of each
-candidate, and the candidate's mIoU: `judge` lets the guard's present rule choose again, without training.
+candidate, and the candidate's mIoU: `judge` lets the guard's present rule choose again, without training. `signals`
+measures what the incoming models say of the target images before anything is trained, into results/incoming.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ from das3.models import load_segmenter
 from das3.segmenter import Segmenter
 from das3.selection.candidates import Candidate, choose
 from das3.selection.signals import Signals
+from das3.selection.unlabelled import measure_unlabelled
+from das3.training.loop import make_fabric
 from das3.training.supervised import SourceRecipe, train_supervised
 
 RESULTS = Path(__file__).parent / "results"
@@ -167,7 +172,10 @@ def measure(shift: Shift, segmenter: Segmenter, method: Mapping[str, Any], seed:
     others = [c["miou"] for c in verdict.get("candidates", []) if c.get("miou") is not None]
     out = miou(result.segmenter, shift.test)
     row = {"miou_in": round(stages[0], 2), "miou_out": out, "miou_best": round(max([out, *stages, *others]), 2)}
-    known = [{k: _short(v) for k, v in c.items() if k in KNOWN} for c in verdict.get("candidates", [])]
+    known = [
+        {k: _short(v) for k, v in c.items() if k in KNOWN} | {"entropy": _short(c["signals"]["entropy"])}
+        for c in verdict.get("candidates", [])
+    ]
     more = {"images": len(shift.target), "statistics": result.metrics.get("bn_statistics"), "candidates": known}
     return {**row, "stages": [round(m, 2) for m in stages], "chosen": verdict.get("chosen"), **more}
 
@@ -188,43 +196,74 @@ def judge(_: argparse.Namespace) -> None:
             known = {c["name"]: c for c in row.get("candidates", [])}
             if not known:
                 continue
-            fields = [{k: v for k, v in c.items() if k != "miou"} for c in known.values()]
-            verdict = choose([Candidate(signals=NO_SIGNALS, **one) for one in fields], row["images"])
+            tried = bool((row["statistics"] or {"consistency": True})["consistency"])
+            entropy = _incoming_entropy(row)
+            given = [_candidate({"entropy": entropy, **c}) for c in _in_order(row["candidates"])]
+            verdict = choose(given, row["images"], statistics_tried=tried)
             row |= {"chosen": verdict.chosen, "miou_out": round(known[verdict.chosen]["miou"], 2)}
         if rows:
             _write(name, rows)
 
 
-NO_SIGNALS = Signals(0.0, 0.0, 0.0, {}, {}, [])
-"""The rule does not look at them."""
+def _candidate(known: Mapping[str, Any]) -> Candidate:
+    """Of the signals the rule looks at the entropy alone."""
+    fields = {k: v for k, v in known.items() if k not in ("miou", "entropy")}
+    return Candidate(signals=Signals(known["entropy"], 0.0, 0.0, {}, {}, []), **fields)
+
+
+def _in_order(candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the guard orders them: untrained, stages, blends, the last stage; older rows have the blends first."""
+    kind = {"incoming": 0, "statistics": 0, "snapshot": 1, "stage": 1, "blend": 2}
+    *most, final = candidates
+    return [*sorted(most, key=lambda c: kind[c["kind"]]), final]
+
+
+def _incoming_entropy(row: Mapping[str, Any]) -> float:
+    """As measured by `signals`: rows older than the rule do not have it."""
+    same = ("shift", "network", "seed")
+    return next((s["entropy"] for s in _rows("incoming") if all(s[k] == row[k] for k in same)), 0.0)
+
+
+def signals(args: argparse.Namespace) -> None:
+    """What each incoming model's predictions on the target images say, before anything is trained."""
+    torch.set_num_threads(args.threads)
+    fabric = make_fabric("cpu", "32")
+    for seed, network, name in _cells(args):
+        key = {"shift": name, "network": network, "seed": seed}
+        if any(key.items() <= row.items() for row in _rows("incoming")):
+            continue
+        world = open_world(name, args.data)
+        shift = world.shift(name)
+        segmenter = source_model(args.out, world, shift.source, network, seed, shift.zoom)
+        found = measure_unlabelled(fabric, segmenter, shift.target.images)
+        row = {n: round(found[n], 4) for n in ("entropy", "mutual_information", "density", "consistency_mean")}
+        print(json.dumps(key | row), flush=True)
+        _write("incoming", [*_rows("incoming"), {**key, **row, "miou_in": miou(segmenter, shift.test)}])
+
+
+def _cells(args: argparse.Namespace) -> Iterator[tuple[int, str, str]]:
+    yield from itertools.product(map(int, args.seeds.split(",")), args.networks.split(","), args.shifts.split(","))
 
 
 def run(args: argparse.Namespace) -> None:
     """All rows that are not there yet."""
     torch.set_num_threads(args.threads)
     methods = find_methods(args.methods.split(","))
-    for seed in (int(s) for s in args.seeds.split(",")):
-        for network in args.networks.split(","):
-            for name in args.shifts.split(","):
-                path = RESULTS / f"{name}.json"
-                for method, fields in methods.items():
-                    rows = json.loads(path.read_text()) if path.exists() else []
-                    key = {"shift": name, "network": network, "method": method, "seed": seed}
-                    if any(key.items() <= row.items() for row in rows):
-                        continue
-                    since = time.perf_counter()
-                    world = open_world(name, args.data)
-                    shift = world.shift(name)
-                    segmenter = source_model(args.out, world, shift.source, network, seed, shift.zoom)
-                    row = {**key, **measure(shift, segmenter, fields, seed)}
-                    segmenter = source_model(args.out, world, shift.source, network, 0, shift.zoom)
-                    row["miou_oracle"] = oracle(args.out, shift, name, network, segmenter, 0)
-                    row["seconds"] = round(time.perf_counter() - since)
-                    print(
-                        json.dumps({k: v for k, v in row.items() if k not in ("candidates", "statistics")}), flush=True
-                    )
-                    rows = json.loads(path.read_text()) if path.exists() else []
-                    _write(name, [*rows, row])
+    for seed, network, name in _cells(args):
+        for method, fields in methods.items():
+            key = {"shift": name, "network": network, "method": method, "seed": seed}
+            if any(key.items() <= row.items() for row in _rows(name)):
+                continue
+            since = time.perf_counter()
+            world = open_world(name, args.data)
+            shift = world.shift(name)
+            segmenter = source_model(args.out, world, shift.source, network, seed, shift.zoom)
+            row = {**key, **measure(shift, segmenter, fields, seed)}
+            segmenter = source_model(args.out, world, shift.source, network, 0, shift.zoom)
+            row["miou_oracle"] = oracle(args.out, shift, name, network, segmenter, 0)
+            row["seconds"] = round(time.perf_counter() - since)
+            print(json.dumps({k: v for k, v in row.items() if k not in ("candidates", "statistics")}), flush=True)
+            _write(name, [*_rows(name), row])
 
 
 def table(args: argparse.Namespace) -> None:
@@ -255,15 +294,19 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run", help="measure")
-    one.add_argument("data", type=Path, help="folder with camvid/ and idd-lite/")
-    one.add_argument("out", type=Path, help="folder for source models")
-    one.add_argument("--shifts", default=",".join(SHIFTS))
-    one.add_argument("--networks", default=",".join(TRAINING))
-    one.add_argument("--methods", default="das3", help="names as of `das3 benchmark --methods`")
-    one.add_argument("--seeds", default="0,1,2")
-    one.add_argument("--threads", type=int, default=1)
-    one.set_defaults(call=run)
+    for name, call, says in (("run", run, "measure"), ("signals", signals, "measure the incoming models alone")):
+        one = commands.add_parser(name, help=says)
+        one.add_argument("data", type=Path, help="folder with camvid/ and idd-lite/")
+        one.add_argument("out", type=Path, help="folder for source models")
+        one.add_argument("--shifts", default=",".join(SHIFTS))
+        one.add_argument("--networks", default=",".join(TRAINING))
+        one.add_argument("--seeds", default="0,1,2")
+        one.add_argument("--threads", type=int, default=1)
+        one.set_defaults(call=call)
+        if call is run:
+            one.add_argument(
+                "--methods", default="das3", help="names as of `das3 benchmark --methods`, or recipe files"
+            )
     commands.add_parser("judge", help="choose again by the guard's present rule").set_defaults(call=judge)
     commands.add_parser("table", help="print the table").set_defaults(call=table)
     args = parser.parse_args()

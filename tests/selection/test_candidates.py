@@ -120,6 +120,32 @@ def test_nothing_that_was_trained_on_three_images_is_trusted(images, chosen):
         assert "1 image is too few" in verdict.reason
 
 
+UNSURE = replace(SIGNALS, entropy=0.3)
+
+
+@pytest.mark.parametrize(
+    ("tried", "signals", "chosen"),
+    [(False, UNSURE, "propagate"), (False, SIGNALS, "50%"), (True, UNSURE, "50%")],
+)
+def test_without_norm_statistics_a_model_that_is_unsure_of_most_pixels_does_not_fit(tried, signals, chosen):
+    trained = [*blends(), candidate("propagate", "stage")]
+    assert choose([replace(incoming(), signals=signals), *trained], statistics_tried=tried).chosen == chosen
+
+
+@pytest.mark.parametrize(
+    ("change", "chosen"),
+    [
+        ({"share_shift": 0.45}, "75%"),
+        ({"sure_agreement": 0.5}, "75%"),
+        ({"consistency": 0.79}, "75%"),
+        ({}, "propagate"),
+    ],
+)
+def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(change, chosen):
+    trained = [*blends(), candidate("propagate", "stage", **change)]
+    assert choose([replace(incoming(), signals=UNSURE), *trained], statistics_tried=False).chosen == chosen
+
+
 def test_a_stage_that_fails_leaves_the_one_before_it():
     stages = [candidate("align", "stage"), candidate("selftrain", "stage", share_shift=0.9)]
     assert choose([incoming(), statistics(), *stages]).chosen == "align"

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 
 import das3
 from das3.errors import DivergedError
 from das3.models import load_segmenter
+from das3.selection.candidates import choose
 from worlds import COLORS, write_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,3 +113,29 @@ def test_every_candidate_is_measured_if_asked_for(world, tmp_path):
     mious = {c["name"]: c["miou"] for c in result.metrics["verdict"]["candidates"]}
     assert mious["incoming"] == pytest.approx(result.metrics["stages"][0]["miou"])
     assert mious[result.metrics["verdict"]["chosen"]] == pytest.approx(result.metrics["miou"])
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_rule_is_told_whether_norm_statistics_could_be_tried(world, tmp_path, monkeypatch, norm):
+    told = []
+
+    def spy(candidates, images, *, statistics_tried):
+        told.append(statistics_tried)
+        return choose(candidates, images, statistics_tried=statistics_tried)
+
+    monkeypatch.setattr("das3.selection.guard.choose", spy)
+    model = (
+        load_segmenter(world / "trained").model
+        if norm
+        else nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    )
+    das3.adapt(
+        model,
+        world / "same" / "images",
+        out=tmp_path / "run",
+        stages=["align"],
+        align={"steps": 2},
+        quiet=True,
+        **OPTIONS,
+    )
+    assert told == [norm]

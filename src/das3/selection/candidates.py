@@ -34,13 +34,18 @@ class State(NamedTuple):
     share: float = 1.0
 
 
+MIN_ENTROPY = 0.26
+"""Where nothing can be told by norm statistics, a model whose mean entropy is this share of log C does not fit the
+images: it is 0.13 to 0.24 on the same or a similar place, 0.28 to 0.46 by night, in another country, inverted or at
+another scale (docs/decisions/0024)."""
 MAX_SHARE_SHIFT = (0.15, 0.4)
 """Class shares of a trained candidate may differ from the untrained model's by this total variation: where the incoming
-model fits the images already, and where it does not (its statistics were re-estimated)."""
+model fits the images already, and where it does not."""
 MIN_SURE_AGREEMENT = (0.9, 0.6)
 """Share of the pixels of which the untrained model was sure that a trained candidate has to label alike; likewise."""
 MAX_CONSISTENCY_DROP = 0.05
-"""A trained candidate may be this much less consistent than the untrained model whose statistics were re-estimated."""
+"""A trained candidate may be this much less consistent than the untrained model whose statistics were re-estimated;
+where only the entropy says that the shift is large, not at all."""
 BLEND_DROP = 0.02
 """Where the incoming model fits the images already, a quarter of trained weights may make it this much less consistent;
 half of them not at all: docs/decisions/0022."""
@@ -95,9 +100,13 @@ class Candidate:
     share: float = 1.0
     least_share: float = 1.0
 
-    def rejection(self, untrained: Candidate) -> str | None:
-        """Why this trained candidate is not to be trusted, None if nothing speaks against it."""
-        shifted = untrained.kind == "statistics"
+    def rejection(self, untrained: Candidate, shifted: bool) -> str | None:
+        """Why this trained candidate is not to be trusted, None if nothing speaks against it.
+
+        Args:
+            untrained: the model before training.
+            shifted: whether the shift is large, so that this model does not fit the images.
+        """
         if not self.finite:
             return "its predictions are not finite"
         if len(self.lost) > (MAX_LOST * self.seen if shifted else 0):
@@ -106,7 +115,8 @@ class Candidate:
             return f"it gives {self.share_shift:.0%} of the pixels to other classes than before, in total"
         if self.sure_agreement < MIN_SURE_AGREEMENT[shifted]:
             return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
-        if shifted and self.consistency < untrained.consistency - MAX_CONSISTENCY_DROP:
+        drop = MAX_CONSISTENCY_DROP if untrained.kind == "statistics" else 0.0
+        if shifted and self.consistency < untrained.consistency - drop:
             return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
         return None if shifted else self._harm_to_a_good_model(untrained)
 
@@ -205,27 +215,30 @@ def _anchor(kinds: Sequence[Kind]) -> int:
     return kinds.index("statistics") if "statistics" in kinds else kinds.index("incoming")
 
 
-def choose(candidates: Sequence[Candidate], images: int | None = None) -> Verdict:
+def choose(candidates: Sequence[Candidate], images: int | None = None, *, statistics_tried: bool = True) -> Verdict:
     """The most trained candidate of which nothing says that it is worse than the untrained model; else that model.
 
     Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
-    of it is preferred. Where they don't, the incoming model fits the images already: then weights half way between its
-    own and the trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they stay
-    near the incoming model.
+    of it is preferred; likewise where a network without such statistics is unsure of many pixels. Elsewhere the
+    incoming model fits the images already: then weights half way between its own and the trained ones are all that is
+    taken, which are rarely worse than either (WiSE-FT), and only if they stay near the incoming model.
 
     Args:
         candidates: the incoming model, perhaps the same on chosen statistics, then trained ones in order of preference,
             the least preferred first.
         images: how many the model was trained on; fewer than `MIN_IMAGES` say nothing of a trained model.
+        statistics_tried: whether the target's norm statistics were compared with the source's; of a network that has
+            none, the entropy of the incoming model says whether the shift is large.
     """
     untrained = candidates[_anchor([c.kind for c in candidates])]
+    unsure = not statistics_tried and untrained.signals.entropy >= MIN_ENTROPY
+    shifted = untrained.kind == "statistics" or unsure
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
-    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained))}
-    if untrained.kind == "incoming":
-        kept = "the incoming model is as consistent on its own statistics, so only blends with it are taken"
-        rejected |= {c.name: kept for c in trained if c.kind != "blend" and c.name not in rejected}
+    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained, shifted))}
+    if not shifted:
+        kept = "the incoming model fits the images already, so only blends with it are taken"
         rejected |= {
-            c.name: kept for c in trained if c.kind == "blend" and c.share > MAX_BLEND and c.name not in rejected
+            c.name: kept for c in trained if (c.kind != "blend" or c.share > MAX_BLEND) and c.name not in rejected
         }
     if images is not None and images < MIN_IMAGES:
         few = f"{images} image{'s are' if images > 1 else ' is'} too few to judge a trained model by"

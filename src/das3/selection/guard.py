@@ -132,7 +132,8 @@ class Guard:
         candidates = measure_candidates(
             self.segmenter, states, self.batches, self.segmenter.class_names, self.context.rgb
         )
-        verdict = choose(candidates, len(self.context.images))
+        tried = self.statistics is None or bool(self.statistics.source)
+        verdict = choose(candidates, len(self.context.images), statistics_tried=tried)
         chosen = next(state for state in states if state.name == verdict.chosen)
         self.segmenter.load_state_dict(chosen.load())
         return verdict
@@ -142,18 +143,18 @@ class Guard:
         yield from ((state.name, state.load()) for state in self._candidates())
 
     def _candidates(self) -> list[State]:
-        """The untrained models first, then blends, then the stages' in order."""
+        """In order of preference: untrained models, stages in order, blends with the last one, and this itself."""
         untrained = [state for state in self._states if state.kind in ("incoming", "statistics")]
         trained = self._states[len(untrained) :]
-        blends: list[State] = []
-        if trained:
-            final = trained[-1]
-            blends = [
-                State(name, "blend", lambda name=name, share=share: self._blend(name, share), share)  # type: ignore[misc]
-                for share in BLENDS
-                for name in (f"{share:.0%} of {final.name}",)
-            ]
-        return [*untrained, *blends, *trained]
+        if not trained:
+            return untrained
+        *earlier, final = trained
+        blends = [
+            State(name, "blend", lambda name=name, share=share: self._blend(name, share), share)  # type: ignore[misc]
+            for share in BLENDS
+            for name in (f"{share:.0%} of {final.name}",)
+        ]
+        return [*untrained, *earlier, *blends, final]
 
     def _blend(self, name: str, share: float) -> Mapping[str, Tensor]:
         """Weights between the incoming and the last stage's; where statistics are kept, they are carried to the blend:
