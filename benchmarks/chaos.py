@@ -213,7 +213,7 @@ def halves(out: Path) -> list[str]:
         try:
             if path.name.endswith(".part") or not path.is_file():
                 continue
-            if path.suffix in (".pt", ".npz"):
+            if path.suffix in (".pt", ".npz", ".zip"):
                 with zipfile.ZipFile(path) as archive:
                     assert archive.testzip() is None
             elif path.suffix == ".json" and not path.parent.name.startswith(".model."):
@@ -247,15 +247,22 @@ def phase_of(out: Path) -> str:
 
 def result_of(out: Path) -> dict[str, object]:
     """What has to be equal."""
+    from das3.data.label_store import find_labels
+
     summary = json.loads((out / "summary.json").read_text())
     for stage in summary["stages"]:
         stage["seconds"] = None
-    pseudo_labels = sorted((out / "work").glob("*/labels/*.npz"))
+    pseudo_labels = [(folder, find_labels(folder)) for folder in sorted((out / "work").glob("*/labels"))]
     return {
         "model": (out / "model" / "model.safetensors").read_bytes(),
         "summary": summary,
         "report": (out / "report.html").is_file(),
-        "labels": [(str(p.relative_to(out)), {k: v.tobytes() for k, v in np.load(p).items()}) for p in pseudo_labels],
+        "labels": [
+            (str(folder.relative_to(out)), store.names[i], {key: value.tobytes() for key, value in store[i].items()})
+            for folder, store in pseudo_labels
+            for i in range(len(store))
+            if store.has(i)
+        ],
         "left": sorted(p.name for p in out.rglob("*") if p.name.endswith(".part") or p.name.startswith(".model.")),
     }
 

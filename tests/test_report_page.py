@@ -15,6 +15,7 @@ import das3.training.phases
 import worlds
 from das3.cli import main
 from das3.data.images import Images
+from das3.data.label_store import LabelStore, find_labels
 from das3.data.open import open_images, open_labelled
 from das3.evaluation.predict import predict_labels, predict_probs
 from das3.fingerprints import weights_hash
@@ -194,8 +195,7 @@ def test_findings_of_a_run_equal_those_of_its_two_models(world, result):
     for i in range(9):
         a, b = predict_labels(before, images[i]), predict_labels(result.segmenter, images[i])
         total += transitions(a, b, 3)
-        store = np.load(result.folder / "work/0-selftrain/labels" / f"{images.names[i]}.npz")
-        pseudo.append(store["labels"])
+        pseudo.append(LabelStore(result.folder / "work/0-selftrain/labels", images.names)[i]["labels"])
         probs = predict_probs(before, images[i]).double().numpy()
         entropies.append((-(probs * np.log(probs)).sum(axis=0) / math.log(3)).mean())
     found = compare_captures(Capture(run.incoming), Capture(run.adapted), run.pseudo_labels())
@@ -211,8 +211,8 @@ def test_easy_and_hard_images_are_those_that_stage_three_took(result):
     run = RunFolder.open(result.folder)
     assert run.pseudo_labels().stage == "0-selftrain"
     split = run.difficulty()
-    files = sorted((result.folder / "work/1-propagate/teacher").glob("*.npz"))
-    entropies = {path.stem: float(np.load(path)["entropy"]) for path in files}
+    store = find_labels(result.folder / "work/1-propagate/teacher")
+    entropies = {name: float(store[i]["entropy"]) for i, name in enumerate(store.names)}
     assert dict(split.entropies) == pytest.approx(entropies)
     assert split.easy == set(sorted(entropies, key=entropies.get)[:3])
     assert split.threshold == pytest.approx(sorted(entropies.values())[2])

@@ -153,8 +153,8 @@ def test_label_files(tmp_path):
         def __array__(self, dtype=None, copy=None):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        store.write(0, {"labels": Broken()})
+    with pytest.raises(KeyboardInterrupt), store.writing() as packs:
+        packs.add(0, {"labels": Broken()})
     assert not list(tmp_path.iterdir())
 
 

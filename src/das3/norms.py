@@ -37,6 +37,7 @@ __all__ = [
     "BatchNormMode",
     "NormStatistics",
     "batch_norms",
+    "batch_statistics",
     "held_running_statistics",
     "needs_reestimation",
     "reestimate",
@@ -304,6 +305,33 @@ class _CollectStatistics(_BatchNormCalls):
         return output
 
 
+@contextmanager
+def _collecting(segmenter: nn.Module) -> Iterator[_CollectStatistics]:
+    """In evaluation mode but for batch norm, which normalises by each batch and notes its statistics."""
+    norms = list(batch_norms(segmenter))
+    modes = [(module, module.training) for module in segmenter.modules()]
+    counters = [(norm.num_batches_tracked, int(norm.num_batches_tracked or 0)) for norm in norms]
+    try:
+        segmenter.eval()
+        for norm in norms:
+            norm.train()
+        with _CollectStatistics(norms) as statistics:
+            yield statistics
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for counter, before in counters:
+            if counter is not None:
+                counter.fill_(before)
+
+
+@contextmanager
+def batch_statistics(segmenter: nn.Module) -> Iterator[None]:
+    """Within, batch norm normalises by the statistics of each batch, and keeps its running ones; the rest evaluates."""
+    with _collecting(segmenter):
+        yield
+
+
 @torch.no_grad()
 def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, target_weight: float = 1.0) -> None:
     """Replace the batch-norm statistics by their mean over target images.
@@ -318,24 +346,11 @@ def reestimate(segmenter: nn.Module, batches: Iterable[Tensor], *, target_weight
 
     Source: BN re-estimation (Li et al., AdaBN, 2016); blending after Schneider et al. (NeurIPS 2020).
     """
-    norms = list(batch_norms(segmenter))
-    if not norms:
+    if not any(True for _ in batch_norms(segmenter)):
         return
-    modes = [(module, module.training) for module in segmenter.modules()]
-    counters = [(norm.num_batches_tracked, int(norm.num_batches_tracked or 0)) for norm in norms]
-    try:
-        segmenter.eval()
-        for norm in norms:
-            norm.train()
-        with _CollectStatistics(norms) as statistics:
-            for batch in batches:
-                segmenter(batch)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for counter, before in counters:
-            if counter is not None:
-                counter.fill_(before)
+    with _collecting(segmenter) as statistics:
+        for batch in batches:
+            segmenter(batch)
     every = list(statistics.collected.values())
     packed = sum_over_processes(torch.cat([one.packed() for one in every]))
     for one, part in zip(every, packed.split([len(one.packed()) for one in every]), strict=True):

@@ -17,13 +17,13 @@ from das3.norms import reestimate
 from das3.registry import find_stage
 from das3.segmenter import Preprocess, Segmenter
 from das3.stages.choose_transform import (
-    MAX_IMAGES_FOR_FIRST_LOOK,
-    MAX_IMAGES_FOR_SEARCH,
+    IMAGES_FOR_FIRST_LOOK,
+    SHARE_OF_STAGE,
     ConfidenceStatistics,
     choose_input_transform,
     confidence_statistics,
 )
-from das3.stages.context import StageContext
+from das3.stages.context import StageContext, Windows
 from das3.training.loop import make_fabric
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +65,7 @@ def color_classifier(weights, bias):
 
 def best_transform(context, *, color=True, upscale=False):
     """Name of the transform that is chosen."""
-    best = choose_input_transform(context, color=color, upscale=upscale)
+    best = choose_input_transform(context, 60, color=color, upscale=upscale)
     assert (best is context) == (best.transform is None)
     return best.transform_name
 
@@ -101,7 +101,7 @@ def fake_statistics(monkeypatch, found):
     """Let (mutual information, mean entropy) under each transform be as `found` says; the transforms that are tried."""
     tried = []
 
-    def statistics(context, name):
+    def statistics(context, name, looks):
         tried.append(context.transform_name)
         assert name == f"input_transforms/{context.transform_name}"
         return ConfidenceStatistics(*found.get(context.transform_name, (0.1, 0.9)))
@@ -117,7 +117,7 @@ def test_statistics_are_those_of_the_predictions_for_transformed_images(tmp_path
         shown = torch.cat([COLOR_TRANSFORMS["grayscale"](batch) for batch in context.batches()])
         probs = context.segmenter(shown).softmax(1)
     entropies = entropy_of_probs(probs).mean((1, 2))
-    found = confidence_statistics(context, "statistics")
+    found = confidence_statistics(context, "statistics", [context.groups()])
     assert found.mutual_information == pytest.approx(mutual_information(probs.mean((2, 3)), entropies), abs=1e-6)
     assert found.mean_entropy == pytest.approx(entropies.mean().item(), abs=1e-6)
 
@@ -378,20 +378,69 @@ def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
     assert best_transform(context, color=False, upscale=True) == "none"
 
 
+def context_of_gray(folder, count, *, size=(16, 16), **more):
+    images = open_images([np.full((*size, 3), n, np.uint8) for n in range(count)])
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+    segmenter = Segmenter(layers, preprocess=UNCHANGED, example_size=(16, 16)).eval()
+    return StageContext(make_fabric("cpu", "32"), segmenter, images, folder, (0, 0), (16, 16), **more)
+
+
 def test_a_hopeless_transform_is_tried_on_a_few_images_only(tmp_path, monkeypatch):
     """And what helps is chosen all the same: most transforms help nothing, and all images under each cost much."""
     looked = []
 
-    def look(context, name, images=MAX_IMAGES_FOR_SEARCH):
-        looked.append((context.transform_name, images))
+    def look(context, name, looks):
+        looked.append((context.transform_name, [sum(map(len, groups)) for groups in looks]))
         helps = context.transform_name in ("grayscale", "x1.33")
         return ConfidenceStatistics(0.5 + 0.1 * helps, 0.3 - 0.1 * helps)
 
     monkeypatch.setattr("das3.stages.choose_transform.confidence_statistics", look)
-    images = open_images([np.zeros((16, 16, 3), np.uint8)] * 30)
-    segmenter = Segmenter(nn.Sequential(nn.Conv2d(3, 2, 1)), example_size=(16, 16))
-    context = StageContext(make_fabric("cpu", "32"), segmenter, images, tmp_path, (0, 0), (16, 16))
-    assert choose_input_transform(context, upscale=False).transform_name == "grayscale"
-    of_all = [name for name, count in looked if count == MAX_IMAGES_FOR_SEARCH]
-    assert of_all == ["none", "grayscale"]
-    assert {count for _, count in looked} == {MAX_IMAGES_FOR_SEARCH, MAX_IMAGES_FOR_FIRST_LOOK}
+    context = context_of_gray(tmp_path, 30)
+    assert choose_input_transform(context, 60, upscale=False).transform_name == "grayscale"
+    few, all_of_them = [IMAGES_FOR_FIRST_LOOK], [IMAGES_FOR_FIRST_LOOK, 8]
+    assert [name for name, counts in looked if counts == all_of_them] == ["grayscale", "none"]
+    # What was hopeless alone is not tried after another transform.
+    tried = ["none", "even illumination", *COLOR_TRANSFORMS, "grayscale grayscale"]
+    assert [name for name, counts in looked if counts == few] == tried
+    looked.clear()
+    assert choose_input_transform(context, 1000, upscale=False).transform_name == "grayscale"
+    assert max(sum(counts) for _, counts in looked) == 24  # whole batches
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [((16, 16), 8), ((160, 200), 8), ((16, 16), 2)])
+def test_the_search_shows_the_model_a_twentieth_of_what_a_stage_does(size, batch_size, tmp_path):
+    context = context_of_gray(tmp_path, 50, size=size, batch_size=batch_size)
+    context.predict(torch.zeros(1, 3, 16, 16))  # the first one is preceded by a look at what the network takes
+    shown = []
+    context.segmenter.model.register_forward_pre_hook(lambda _, given: shown.append(given[0].shape))
+    with torch.no_grad():
+        context.segmenter.model[2].weight.zero_()  # nothing helps a model that sees nothing
+    choose_input_transform(context, 480 // batch_size, upscale=False)
+    assert all(shape[2:] == (16, 16) for shape in shown)
+    passes = sum(shape[0] for shape in shown)
+    assert passes == 7 * IMAGES_FOR_FIRST_LOOK
+    assert passes < SHARE_OF_STAGE * 3 * 480
+
+
+def test_a_few_images_are_judged_under_norm_statistics_of_their_own(tmp_path):
+    """As if the statistics had been re-estimated on them, but for the variance's n − 1."""
+    context = context_of_gray(tmp_path, 8, batch_size=8)
+    before = {key: value.clone() for key, value in context.segmenter.state_dict().items()}
+    own, estimated = (
+        confidence_statistics(replace(context, **how), name, [context.groups()])
+        for name, how in (("own", {"own_statistics": True}), ("estimated", {"transform": InputTransform()}))
+    )
+    assert own.mean_entropy == pytest.approx(estimated.mean_entropy, abs=1e-3)
+    assert all(torch.equal(before[key], value) for key, value in context.segmenter.state_dict().items())
+    plain = confidence_statistics(context, "plain", [context.groups()])
+    assert plain.mean_entropy != pytest.approx(own.mean_entropy, abs=1e-3)
+
+
+def test_windows_lie_here_and_there_in_the_images():
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    windows = Windows(open_images([image] * 12), (16, 80))
+    assert windows.size(3) == (16, 60)
+    tops = [next(t for t in range(25) if np.array_equal(image[t : t + 16], windows[n])) for n in range(12)]
+    assert len(set(tops)) > 5
+    assert min(tops) < 5
+    assert max(tops) > 15

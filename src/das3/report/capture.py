@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from das3.data.array_files import ArrayFiles
 from das3.data.images import Images
-from das3.data.label_store import LabelStore
 from das3.data.pixels import Pixel, as_rgb8
 from das3.evaluation.predict import predict_probs
 from das3.files import write_atomically
@@ -87,7 +87,7 @@ class Capture:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.info = CaptureInfo(**json.loads((self.folder / "meta.json").read_text(encoding="utf-8")))
-        self._store = LabelStore(self.folder, self.info.names)
+        self._store = ArrayFiles(self.folder, self.info.names)
 
     @staticmethod
     def is_complete(folder: Path) -> bool:
@@ -132,7 +132,7 @@ def capture(segmenter: Segmenter, images: Images, folder: Path, *, track: Track 
     if _is_of(folder, info):
         return Capture(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    store = LabelStore(folder, info.names)
+    store = ArrayFiles(folder, info.names)
     device = next(segmenter.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for n, i in enumerate(track(chosen, "predicting for the report", len(chosen))):
@@ -145,7 +145,7 @@ def _is_of(folder: Path, info: CaptureInfo) -> bool:
     """Whether a folder holds this capture, whole."""
     try:
         return Capture(folder).info == info and all(
-            LabelStore(folder, info.names).has(n) for n in range(len(info.names))
+            ArrayFiles(folder, info.names).has(n) for n in range(len(info.names))
         )
     except (OSError, ValueError, TypeError, RecursionError):
         return False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from das3.data.label_store import LabelStore, find_labels, name_in_pack
 from das3.errors import DataError, RecipeError
 from das3.report.capture import Capture
 from das3.text_files import read_json, read_yaml
@@ -50,16 +51,17 @@ class PseudoLabels:
 
     Attributes:
         stage: folder of the stage that made them, e.g. "1-selftrain".
-        folder: with a file NAME.npz per image.
+        store: the labels.
     """
 
     stage: str
-    folder: Path
+    store: LabelStore
 
     def labels(self, name: str) -> NDArray[np.uint8] | None:
         """H×W uint8, 255 where there is no label; None if there are none of this image."""
-        arrays = _read_npz(self.folder / f"{name}.npz", "labels")
-        return arrays.get("labels")
+        with suppress(ValueError, KeyError):
+            return self.store.read(self.store.names.index(name_in_pack(name)), "labels")["labels"]
+        return None
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,12 @@ class RunFolder:
         ranked = [store for store, keys in self._stores() if "entropy" in keys]
         if not ranked:
             return None
-        files = sorted(ranked[-1].folder.rglob("*.npz"))
-        files = files[:: -(-len(files) // _RANKED)]
+        store = ranked[-1].store
+        labelled = [i for i, name in enumerate(store.names) if name]
         entropies = {}
-        for path in files:
-            name = path.relative_to(ranked[-1].folder).as_posix().removesuffix(".npz")
-            if (value := _read_npz(path, "entropy").get("entropy")) is not None:
-                entropies[name] = float(value)
+        for i in labelled[:: -(-len(labelled) // _RANKED)]:
+            with suppress(KeyError):
+                entropies[store.names[i]] = float(store.read(i, "entropy")["entropy"])
         return _split(ranked[-1].stage, entropies, self._easy_share(ranked[-1].stage))
 
     def _easy_share(self, stage: str) -> float:
@@ -192,14 +193,14 @@ class RunFolder:
         return float((self.recipe.get(name) or {}).get("easy_share", 0.3))
 
     def _stores(self) -> Iterator[tuple[PseudoLabels, set[str]]]:
-        """Folders of pseudo labels in the order of the stages, and what each file of them holds."""
+        """Pseudo labels in the order of the stages, and what is kept of each image."""
         numbered = [f for f in (self.folder / "work").glob("*-*") if f.name.split("-")[0].isdigit()]
         for stage in sorted(numbered, key=lambda f: int(f.name.split("-")[0])):
             for folder in sorted(f for f in stage.iterdir() if f.is_dir()):
-                first = next(folder.rglob("*.npz"), None)
-                keys = set(_read_npz(first)) if first else set()
-                if "labels" in keys:
-                    yield PseudoLabels(stage.name, folder), keys
+                store = find_labels(folder)
+                first = next((i for i, name in enumerate(store.names) if name and store.has(i)), None)
+                if first is not None and "labels" in (keys := set(store[first])):
+                    yield PseudoLabels(stage.name, store), keys
 
     def model_files(self) -> list[tuple[str, int, str]]:
         """(name, bytes, SHA-256) of each file of the adapted model."""
@@ -263,12 +264,3 @@ def _thinned(curves: Mapping[str, list[tuple[float, float]]]) -> dict[str, list[
         last = points[-1:] if (len(points) - 1) % step else []
         thinned[name] = points[::step] + last
     return thinned
-
-
-def _read_npz(path: Path, *keys: str) -> dict[str, NDArray[Any]]:
-    """Arrays of a file, all or those of these keys as far as they are there; a file that can't be read has none."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in (keys or file.files) if key in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return {}

@@ -67,7 +67,10 @@ class Align(Stage[AlignOptions]):
         options = self.options
         # Fixed statistics are those of unchanged images, so images must not be transformed.
         context = choose_input_transform(
-            context, color=options.color_transforms and options.bn_mode in ("auto", "batch"), upscale=False
+            context,
+            options.steps,
+            color=options.color_transforms and options.bn_mode in ("auto", "batch"),
+            upscale=False,
         )
         self.input_transform = context.transform_name
         self.prior: Tensor | None = None

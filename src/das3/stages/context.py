@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from das3.data.array_files import ArrayFiles
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.pixels import Pixel, to_unit
@@ -23,14 +24,14 @@ from das3.data.samples import Augmentation, Maps, Samples
 from das3.distributed import sum_over_processes, wait_for_all
 from das3.input_transforms import IDENTITY, InputTransform
 from das3.losses import IGNORE_INDEX
-from das3.norms import reestimate, restored_running_statistics
+from das3.norms import batch_statistics, reestimate, restored_running_statistics
 from das3.segmenter import Segmenter, evaluating
 from das3.stages.options import StageOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["StageContext"]
+__all__ = ["StageContext", "TransformedImages", "Windows"]
 
 T = TypeVar("T")
 
@@ -47,6 +48,8 @@ WRITERS = 2
 WAITING = 32
 """Images whose labels may wait to be written, so that memory is constant."""
 
+_SPREAD = (0.7549, 0.5698)
+"""Steps from window to window, as shares of the room there is: evenly spread in two dimensions (Roberts, 2018)."""
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
 
@@ -71,6 +74,7 @@ class StageContext:
         track: wraps a long iteration to show its progress.
         transform: applied to images before they enter the model, with norm statistics re-estimated on transformed
             images; None leaves images and statistics unchanged.
+        own_statistics: predict under each batch's own norm statistics, which saves the pass that re-estimates them.
     """
 
     fabric: Fabric
@@ -83,6 +87,7 @@ class StageContext:
     track: Callable[[Iterable[T], str, int], Iterable[T]] = field(default=_no_progress)
     transform: InputTransform | None = None
     accumulate: int = 1
+    own_statistics: bool = False
 
     @property
     def transform_name(self) -> str:
@@ -97,7 +102,7 @@ class StageContext:
         """Training samples of the target images, augmented by the options; upscaling applies to labels only."""
         images = self.images
         if self.transform is not None:
-            images = _TransformedImages(self.images, replace(self.transform, upscale=1.0))
+            images = TransformedImages(self.images, replace(self.transform, upscale=1.0))
         return Samples(images, self.augmentation(options), seed=self.seed, maps=maps, order=order)
 
     def augmentation(self, options: StageOptions) -> Augmentation:
@@ -139,14 +144,15 @@ class StageContext:
         """
         if self.draws_all(steps) or samples.rare is not None:
             return self.groups()
-        return self.groups_of(sorted(samples.drawn(self._draws(steps))))
+        return self.groups_of(sorted(samples.drawn(self.draws(steps))))
 
-    def _draws(self, steps: int) -> int:
+    def draws(self, steps: int) -> int:
+        """Samples that so many steps draw."""
         return steps * self.batch_size * self.accumulate
 
     def draws_all(self, steps: int) -> bool:
         """Whether so many steps draw as many samples as there are images, or more."""
-        return self._draws(steps) >= len(self.images)
+        return self.draws(steps) >= len(self.images)
 
     def own_share(self, groups: Sequence[T]) -> Sequence[T]:
         """The groups, or parts of them, that this process works on."""
@@ -198,7 +204,7 @@ class StageContext:
             label: probabilities C×H×W float32 of one image → small arrays to store.
             groups: of images to label, from `groups`; all when None.
         """
-        store = LabelStore(self.folder / name, self.images.names)
+        store = LabelStore(self.folder / name, self.images.names, writer=self.fabric.global_rank)
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
         missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
@@ -208,6 +214,7 @@ class StageContext:
                     for i, arrays in zip(group, found, strict=True):
                         write(i, arrays)
             wait_for_all()
+            store.refresh()
         return store
 
     @torch.no_grad()
@@ -232,7 +239,7 @@ class StageContext:
         """
         chosen = self.groups() if groups is None else groups
         parts = self._parts(chosen, per_file)
-        store = LabelStore(self.folder / name, [f"{p[0][0]}-{p[-1][-1]}-{sum(map(len, p))}" for p in parts])
+        store = ArrayFiles(self.folder / name, [f"{p[0][0]}-{p[-1][-1]}-{sum(map(len, p))}" for p in parts])
         missing = [k for k in self.own_share(range(len(parts))) if not store.has(k)]
         if self._is_needed(missing):
             of_missing = [group for k in missing for group in parts[k]]
@@ -291,6 +298,10 @@ class StageContext:
     @contextmanager
     def _transformed_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:
         """Context in which the model's norm statistics are those of transformed images, if there is a transform."""
+        if self.own_statistics:
+            with batch_statistics(self.segmenter):
+                yield
+            return
         if self.transform is None:
             yield
             return
@@ -334,12 +345,12 @@ class StageContext:
 def _writing(store: LabelStore) -> Iterator[Callable[[int, dict[str, NDArray[np.generic]]], None]]:
     """A function that has arrays written in the background; all are, or an error is raised, when the block ends."""
     waiting: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(WRITERS) as pool:
+    with store.writing() as packs, ThreadPoolExecutor(WRITERS) as pool:
 
         def write(i: int, arrays: dict[str, NDArray[np.generic]]) -> None:
             while len(waiting) >= WAITING:
                 waiting.popleft().result()
-            waiting.append(pool.submit(store.write, i, arrays))
+            waiting.append(pool.submit(packs.add, i, arrays))
 
         yield write
         while waiting:
@@ -365,7 +376,7 @@ def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor,
     return found
 
 
-class _TransformedImages(Images):
+class TransformedImages(Images):
     """Images under a transform that keeps their size and type."""
 
     def __init__(self, images: Images, transform: InputTransform) -> None:
@@ -387,3 +398,29 @@ class _TransformedImages(Images):
     def size(self, i: int) -> tuple[int, int]:
         """The image's own."""
         return self.images.size(i)
+
+
+class Windows(Images):
+    """A part of each image, of a size at most, at one place or another."""
+
+    def __init__(self, images: Images, size: tuple[int, int]) -> None:
+        super().__init__(images.names)
+        self.images, self.largest, self.pixels = images, size, images.pixels
+        self.is_thread_safe = images.is_thread_safe
+
+    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
+        return self.masked(i)[0]
+
+    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
+        """The window of image i, and where it has data; None where it has everywhere."""
+        image, valid = self.images.masked(i)
+        part = tuple(
+            slice(start := int((side - length) * (i * step % 1)), start + length)
+            for side, length, step in zip(image.shape, self.size(i), _SPREAD, strict=False)
+        )
+        return np.ascontiguousarray(image[part]), None if valid is None else np.ascontiguousarray(valid[part])
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of the window."""
+        height, width = self.images.size(i)
+        return min(height, self.largest[0]), min(width, self.largest[1])

@@ -90,7 +90,7 @@ class Propagate(Stage[PropagateOptions]):
         """Label and rank every image by the incoming model, the teacher."""
         options = self.options
         self.incoming_weights = copy_weights(context.segmenter)
-        chosen = choose_input_transform(context, color=options.color_transforms, upscale=options.upscale)
+        chosen = choose_input_transform(context, options.steps, color=options.color_transforms, upscale=options.upscale)
         self.input_transform = chosen.transform_name
         self.priors = class_priors(chosen)
         if options.rare_temperature or context.draws_all(options.steps):

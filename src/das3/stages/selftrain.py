@@ -80,7 +80,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
         options = self.options
         self.num_classes = context.segmenter.num_classes
         self.incoming_weights = copy_weights(context.segmenter)
-        chosen = choose_input_transform(context, color=options.color_transforms, upscale=options.upscale)
+        chosen = choose_input_transform(context, options.steps, color=options.color_transforms, upscale=options.upscale)
         self.input_transform = chosen.transform_name
         self.priors = class_priors(chosen)
         if options.thresholds == "data":
