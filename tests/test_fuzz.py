@@ -22,7 +22,7 @@ from PIL import Image
 
 from das3.benchmark.suite_file import load_suite
 from das3.data.class_table import load_class_map, load_classes
-from das3.data.images import read_image
+from das3.data.image_files import read_image
 from das3.data.labels import ClassTable, read_label
 from das3.data.open import open_images
 from das3.errors import Das3Error, printable

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from das3.data.archives import ArchivedImages
-from das3.data.images import ImageFiles, Images
+from das3.data.image_files import ImageFiles
+from das3.data.images import Images
 from das3.files import os_error
 
 __all__ = ["bytes_per_file", "file_digest", "file_digests", "image_digests", "weights_hash"]

@@ -11,9 +11,9 @@ from PIL import Image
 
 import worlds
 from das3.cli import main
-from das3.data import images as module
+from das3.data import decoding as module
 from das3.data.bad_images import sound_images
-from das3.data.images import find_files, read_image
+from das3.data.image_files import find_files, read_image
 from das3.data.open import open_images
 from das3.errors import DataError
 from das3.models import load_segmenter, save_segmenter

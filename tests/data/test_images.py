@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from das3.data.images import Images, read_image, resize_image, resize_label, resized_shape
+from das3.data.image_files import read_image
+from das3.data.images import Images, resize_image, resize_label, resized_shape
 from das3.data.open import open_images
 from das3.errors import DataError
 from data import trees
@@ -142,7 +143,7 @@ def test_a_damaged_file_is_a_data_error_or_a_picture(
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("das3.data.images.LARGEST", 10_000)  # the machine should live through broken headers
+            patch.setattr("das3.data.decoding.LARGEST", 10_000)  # the machine should live through broken headers
             image = read_image(path)
     except DataError as error:
         message = str(error)

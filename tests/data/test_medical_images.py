@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das3.data.images import VolumeSlices
 from das3.data.open import open_images
+from das3.data.volumes import VolumeSlices
 from das3.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")

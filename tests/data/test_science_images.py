@@ -8,7 +8,8 @@ import tifffile
 from PIL import Image
 
 from das3.data.formats import Form
-from das3.data.images import Images, read_image, resize_image
+from das3.data.image_files import read_image
+from das3.data.images import Images, resize_image
 from das3.data.open import open_images
 from das3.data.pixels import Pixels, as_rgb8
 from das3.data.value_ranges import described, find_range, read_rule

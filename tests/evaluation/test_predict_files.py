@@ -162,7 +162,7 @@ def test_the_command_labels_an_image_that_is_too_large_to_be_decoded_whole(model
 
     image = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "large.tif", image, tile=(64, 64), compression="zlib")
-    monkeypatch.setattr("das3.data.images.LARGEST_DECODED", 1000)
+    monkeypatch.setattr("das3.data.decoding.LARGEST_DECODED", 1000)
     assert predict(model, tmp_path / "large.tif", tmp_path / "out", "--tile", "96", *overlays) == 0
     expected = predict_labels(load_segmenter(model), image, tile=96)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/labels/large.png")), expected)

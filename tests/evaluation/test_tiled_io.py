@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from das3.data.images import read_image
+from das3.data.image_files import read_image
 from das3.data.open import open_images
 from das3.errors import DataError
 from das3.evaluation.predict import predict_labels, predict_to_file

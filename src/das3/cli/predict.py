@@ -12,7 +12,7 @@ from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
 from das3.data.bad_images import SkippedImage, describe_skipped, sound_images
 from das3.data.class_table import load_classes
-from das3.data.images import ImageFiles
+from das3.data.image_files import ImageFiles
 from das3.data.open import open_images
 from das3.data.published.classes import CITYSCAPES
 from das3.data.video import VideoFrames, find_videos, is_stream

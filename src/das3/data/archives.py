@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from das3.data.dataset_images import DatasetImages
+from das3.data.decoding import open_picture, readable, refuse_large
 from das3.data.formats import pillow_form
-from das3.data.images import SUFFIXES, DatasetImages, open_picture, readable, refuse_large, unique_names
+from das3.data.image_files import SUFFIXES, unique_names
 from das3.errors import DataError
 
 __all__ = ["ArchivedImages", "is_archive", "open_archives"]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from das3.data.class_table import ClassTable
-from das3.data.images import ImageFiles, resize_image, resize_label
+from das3.data.image_files import ImageFiles
+from das3.data.images import resize_image, resize_label
 from das3.data.labels import classify, evenly_spaced
 from das3.data.matching import abbreviate
 from das3.data.pixels import as_rgb8

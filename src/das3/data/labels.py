@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das3.data.class_table import ClassTable, load_classes
-from das3.data.images import Images, opened, refuse_large
+from das3.data.decoding import opened, refuse_large
+from das3.data.images import Images
 from das3.data.matching import abbreviate
 from das3.data.pixels import Pixel
 from das3.errors import DataError

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from das3.data.images import SUFFIXES, find_files
+from das3.data.image_files import SUFFIXES, find_files
 from das3.errors import DataError
 
 __all__ = ["abbreviate", "match_labels"]

@@ -15,10 +15,14 @@ from torch.utils.data import DataLoader
 
 from das3.data.archives import is_archive, open_archives
 from das3.data.class_table import ClassTable, load_class_map
-from das3.data.images import SUFFIXES, DatasetImages, Images, find_files, image_files, is_image_file
+from das3.data.dataset_images import DatasetImages
+from das3.data.image_files import SUFFIXES, ImageFiles, find_files, is_image_file
+from das3.data.images import Images
 from das3.data.labels import Labelled, decode_label, evenly_spaced, find_table
 from das3.data.matching import match_labels
+from das3.data.medical import is_nifti
 from das3.data.published import is_spec, open_spec, spec_images
+from das3.data.volumes import VolumeSlices
 from das3.errors import DataError
 from das3.losses import IGNORE_INDEX
 from das3.text_files import read_text
@@ -95,7 +99,7 @@ def _open_path(path: Path) -> Images:
             raise DataError(
                 f"no images found in {path}; looked in all sub-folders for {' '.join(sorted(SUFFIXES))} .nii .nii.gz"
             )
-        return image_files(found, path)
+        return _of_files(found, path)
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = [line.strip() for line in read_text(path).splitlines()]
         listed = [path.parent / line for line in lines if line and not line.startswith("#")]
@@ -103,7 +107,7 @@ def _open_path(path: Path) -> Images:
             raise DataError(f"no images listed in {path}; write one path a line, relative to the file's folder")
         return _listed(listed, path.parent)
     if path.is_file() and is_image_file(path):
-        return image_files([path], path.parent)
+        return _of_files([path], path.parent)
     raise DataError(f"no images at {path}; give an existing folder, or a .txt file that lists images")
 
 
@@ -116,7 +120,22 @@ def _listed(paths: Sequence[Path], root: Path | None = None) -> Images:
     root = Path(os.path.abspath(root)) if root else None
     if root is None or not all(p.is_relative_to(root) for p in plain):
         root = Path(os.path.commonpath([p.parent for p in plain]))
-    return image_files(plain, root)
+    return _of_files(plain, root)
+
+
+def _of_files(paths: Sequence[Path], root: Path) -> Images:
+    """Images in files: one in each, or every slice of NIfTI volumes.
+
+    Raises:
+        DataError: if there are files of both kinds.
+    """
+    volumes = [is_nifti(path) for path in paths]
+    if not any(volumes):
+        return ImageFiles(paths, root)
+    if not all(volumes):
+        other = paths[volumes.index(False)]
+        raise DataError(f"{paths[volumes.index(True)]} is a NIfTI volume and {other} is not; give folders of one kind")
+    return VolumeSlices(paths, root)
 
 
 def open_labelled(

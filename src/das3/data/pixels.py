@@ -23,6 +23,9 @@ __all__ = ["Pixels", "as_rgb8", "choose_bands", "seen_form", "to_unit"]
 Pixel = NDArray[Any]
 """H×W×B uint8 from 0 to 255, or float32 from 0 to 1."""
 
+Masked = tuple[Pixel, NDArray[np.bool_] | None]
+"""An image, and H×W where it has data; None where it has everywhere."""
+
 _AT_ONCE = 2**20  # values that are computed with in float64 at once, to spare memory
 
 LUMA = (0.299, 0.587, 0.114)
@@ -92,7 +95,7 @@ class Pixels:
         """Whether pixels stay 8-bit values as they are in the files."""
         return (self.dtype, self.low, self.high) == ("uint8", (0.0,), (255.0,))
 
-    def convert(self, samples: NDArray[Any], form: Form, name: object) -> tuple[Pixel, NDArray[np.bool_] | None]:
+    def convert(self, samples: NDArray[Any], form: Form, name: object) -> Masked:
         """What the network sees of an image, and where there is data.
 
         Args:

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from das3.data.class_table import ClassTable
+from das3.data.decoding import opened
 from das3.data.formats import geo_tags, tiff_library
-from das3.data.images import Size, opened
+from das3.data.images import Size
 from das3.data.pixels import Pixel, as_rgb8
 from das3.data.visualize import legend, overlay
 from das3.errors import DataError, ModelError, RecipeError

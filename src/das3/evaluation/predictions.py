@@ -9,7 +9,8 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.images import ImageFiles, Images
+from das3.data.image_files import ImageFiles
+from das3.data.images import Images
 from das3.evaluation.predict import PredictOptions, predict_labels
 from das3.segmenter import Segmenter
 

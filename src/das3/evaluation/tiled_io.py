@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from das3.data.formats import tiff_library
-from das3.data.images import ImageFiles
+from das3.data.image_files import ImageFiles
 from das3.data.pixels import Pixel, Pixels, seen_form
 from das3.errors import DataError
 from das3.files import part_of
@@ -49,7 +49,7 @@ def open_rows(source: Pixel | str | Path, pixels: Pixels | None = None) -> Itera
 
     Args:
         source: array or file.
-        pixels: how a file is read, see `das3.data.images.read_image`.
+        pixels: how a file is read, see `das3.data.image_files.read_image`.
 
     Raises:
         DataError: if the file can't be decoded or lacks the bands.

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das3.data.images import Images, is_large, resize_image
+from das3.data.decoding import is_large
+from das3.data.images import Images, resize_image
 from das3.data.pixels import to_unit
 from das3.models.deeplabv2 import CAFFE
 from das3.segmenter import Preprocess, Segmenter, evaluating

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from das3.data.class_table import ClassTable
-from das3.data.images import ImageFiles, Images, find_files
+from das3.data.image_files import ImageFiles, find_files
+from das3.data.images import Images
 from das3.data.labels import Decode, Labelled, decode_label
 from das3.data.matching import abbreviate
 from das3.data.published.classes import SUBSETS, subset

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.images import opened
+from das3.data.decoding import opened
 from das3.data.published.base import LabelForm, Part, PublishedDataset
 from das3.data.published.classes import TRAIN_IDS, street_table
 from das3.losses import IGNORE_INDEX
