@@ -280,32 +280,37 @@ def memory_rows(bench: Bench, folder: Path) -> None:
 def memory_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, batch: int) -> None:
     bare = BareStep(bench, segmenter, batch)
     weights = sum(p.numel() for p in bare.network.parameters())
-    theirs = peak(bench, bare.network, bare, lambda: 16 * weights)
+    theirs = peak(bench, bare.network, lambda ended, step=bare: step(), lambda: 16 * weights)
     del bare
     kind = name.split("/")[1]
     search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
     with prepared(bench, segmenter, images, kind, batch, steps=2, lr=1e-6, **search) as (stage, samples, context):
-        recipe = replace(Recipe(), batch_size=batch)
+        recipe = replace(Recipe(), batch_size=batch, log_every=1)
         ready, seed = Ready(samples, batch), context.seed
         ours = peak(
             bench,
             segmenter,
-            lambda: train(bench.fabric, segmenter, stage, ready, recipe, seed=seed),
+            lambda ended: train(
+                bench.fabric, segmenter, stage, ready, recipe, seed=seed, report=lambda record: ended()
+            ),
             lambda: _fixed_bytes(segmenter, stage, recipe),
         )
     bench.add(name, [ours / 2**20], [theirs / 2**20], unit="mib")
 
 
-def peak(bench: Bench, module: nn.Module, work: Callable[[], Any], fixed: Callable[[], int]) -> float:
-    """Bytes at the peak; on a CPU those that autograd keeps of the larger step, and `fixed` ones."""
+def peak(bench: Bench, module: nn.Module, work: Callable[[Callable[[], None]], Any], fixed: Callable[[], int]) -> float:
+    """Bytes at the peak; on a CPU those that autograd keeps of the larger step, and `fixed` ones.
+
+    `work` calls what it is given after each step: tensors of two steps lie at other addresses, and would count twice.
+    """
     if bench.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        work()
+        work(lambda: None)
         return float(torch.cuda.max_memory_allocated())
     saved = _Saved()
     with saved.watching(module):
-        work()
+        work(saved.next_step)
     saved.next_step()
     return float(fixed() + saved.peak)
 

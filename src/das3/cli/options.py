@@ -40,7 +40,7 @@ _MORE = {
     "images": ("pixel-range", "nodata", "bands", "rgb-bands", "on-bad-image"),
     "training": (
         *("optimizer", "weight-decay", "power", "warmup", "clip", "ema-decay", "accumulate", "crop"),
-        *("devices", "workers", "cache-gib", "log-every", "checkpoint-every"),
+        *("checkpoint-activations", "compile", "devices", "workers", "cache-gib", "log-every", "checkpoint-every"),
     ),
 }
 

@@ -99,6 +99,9 @@ class LoopOptions:
             the weights of the last step.
         workers: number of processes that load images; 0 loads them in the main process; "auto" takes up to 8 for a
             GPU, which would wait for images, and 0 on a CPU.
+        checkpoint_activations: keep only the inputs of the network's blocks for the backward pass, and run the blocks
+            again there: less memory for a third more time, the same gradients.
+        compile: run the network through `torch.compile`; "auto" does not, as it has not been measured to help.
         log_every: number of steps between two lines of metrics.jsonl.
         checkpoint_every: number of steps between two checkpoints.
     """
@@ -112,11 +115,15 @@ class LoopOptions:
     clip: float = option(1.0, low=0)
     ema_decay: float = option(0.0, low=0, below=1, old="average")
     workers: int | Literal["auto"] = option("auto", low=0, high=1024)
+    checkpoint_activations: bool = False
+    compile: Literal["auto", "on", "off"] = option("auto", choices=("auto", "on", "off"))
     log_every: int = option(10, low=1)
     checkpoint_every: int = option(100, low=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.checkpoint_activations and self.compile == "on":
+            raise RecipeError("checkpoint_activations and compile=on can't be used together; leave one of them out")
 
 
 @dataclass(frozen=True)

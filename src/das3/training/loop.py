@@ -11,13 +11,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from das3.data.samples import Sample, Samples
@@ -28,6 +28,7 @@ from das3.norms import set_norm_mode, training_norms
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
 from das3.stages.options import LoopOptions, StageOptions
+from das3.training.recompute import recomputed_blocks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -148,14 +149,15 @@ def train(
     settings: StageOptions = stage.options
     if settings.steps == 0:
         return
-    with _trained(segmenter):
+    recomputed = recomputed_blocks(segmenter.model) if options.checkpoint_activations else nullcontext()
+    with _trained(segmenter), recomputed:
         groups = parameter_groups(segmenter, stage, options.weight_decay)
         if not groups:
             raise ModelError(
                 f"stage {stage.name} has nothing to train: all parameters that it would change are frozen in the model "
                 "(or there are none); unfreeze some (requires_grad_(True)), or leave the stage out with --stages"
             )
-        model, optimizer = fabric.setup(segmenter, _optimizer(groups, options))
+        model, optimizer = fabric.setup(_compiled(segmenter, fabric, options), _optimizer(groups, options))
         ema = ExponentialMovingAverage(segmenter, options.ema_decay) if options.ema_decay else None
         first = 0
         if start:
@@ -234,6 +236,15 @@ def _trained(segmenter: Segmenter) -> Iterator[None]:
         segmenter.eval()
 
 
+def _compiled(segmenter: Segmenter, fabric: Fabric, options: LoopOptions) -> nn.Module:
+    """The segmenter, or what calls it through compiled code, as is asked for."""
+    if options.compile != "on":
+        return segmenter
+    if fabric.world_size > 1:
+        raise RecipeError("compile=on is for one device; leave it out with several")
+    return cast(nn.Module, torch.compile(segmenter))
+
+
 def _optimizer(groups: list[dict[str, Any]], options: LoopOptions) -> torch.optim.Optimizer:
     if options.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9)
@@ -280,6 +291,11 @@ class _Batches:
                 return [losses for _ in range(self.options.accumulate) for losses in self._batch(stage, model)]
             except torch.OutOfMemoryError as error:
                 self._halve(error)
+            except RuntimeError as error:
+                if self.options.compile == "on" and type(error).__module__.startswith("torch._"):
+                    reason = " ".join(str(error).split())[:200]
+                    raise TrainingError(f"the network can't be compiled ({reason}); leave compile=on out") from error
+                raise
             # Beyond the except, which holds the tensors that did not fit.
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()

@@ -54,6 +54,8 @@ NON_RESULT_OPTIONS = frozenset(
         "device",
         "devices",
         "workers",
+        "checkpoint_activations",
+        "compile",
         "log_every",
         "checkpoint_every",
         "cache_gib",
