@@ -157,12 +157,12 @@ def start(arguments: list[str], log: Path, fault: Fault | None, environment: dic
         os._exit(status)
 
 
-def run(arguments: list[str], log: Path, world: int, fault: Fault | None = None, hit: int = 0) -> list[int]:
-    """Run the command on one or two processes; returns their statuses, negative numbers of signals.
+def start_all(arguments: list[str], log: Path, world: int, fault: Fault | None = None, hit: int = 0) -> list[int]:
+    """Fork the processes of a run, as torchrun would start them; returns their numbers.
 
     Args:
         arguments: of das3.
-        log: file that gets their output.
+        log: file that gets their output: with `.0.txt`, `.1.txt`, … in place of its suffix.
         world: how many processes.
         fault: what happens to one of them.
         hit: to which.
@@ -174,7 +174,7 @@ def run(arguments: list[str], log: Path, world: int, fault: Fault | None = None,
             port = free.getsockname()[1]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "chaos"}
         shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "NODE_RANK": "0"}
-    children = [
+    return [
         start(
             arguments,
             log.with_suffix(f".{rank}.txt"),
@@ -183,6 +183,11 @@ def run(arguments: list[str], log: Path, world: int, fault: Fault | None = None,
         )
         for rank in range(world)
     ]
+
+
+def run(arguments: list[str], log: Path, world: int, fault: Fault | None = None, hit: int = 0) -> list[int]:
+    """`start_all`, and wait for the end; returns the processes' statuses, negative numbers of signals."""
+    children = start_all(arguments, log, world, fault, hit)
     began, statuses = time.monotonic(), {}
     sent = fault is None or fault.kind not in ("kill", "term")
     while len(statuses) < world:

@@ -12,8 +12,8 @@ from reference import B, C, H, W
 settings.register_profile("das3", deadline=None)
 settings.load_profile("das3")
 
-LONGEST = ("test_processes.py", "test_resume.py", "test_grid.py", "test_options_matter.py", "test_hub.py")
-"""Files that take minutes: begun first, so that no process is left with one of them alone at the end."""
+LONGEST = ("test_processes.py", "test_faults.py", "test_resume.py", "test_grid.py", "test_options_matter.py")
+"""Files that take longest: begun first, so that no process is left with one of them alone at the end."""
 
 
 def pytest_collection_modifyitems(items):

@@ -16,14 +16,8 @@ from das3.data.class_table import ClassTable
 from das3.data.published.classes import CITYSCAPES, subset
 from das3.data.visualize import palette
 from das3.errors import DataError, ModelError, RecipeError
-from das3.evaluation.predict import (
-    file_values,
-    predict_batch,
-    predict_labels,
-    predict_probs,
-    predict_to_file,
-    write_prediction,
-)
+from das3.evaluation.predict import predict_batch, predict_labels, predict_probs
+from das3.evaluation.prediction_files import file_values, predict_to_file, write_prediction
 from das3.segmenter import Preprocess, Segmenter
 
 

@@ -16,7 +16,8 @@ from das3.data.video import VideoFrames, VideoWriter, find_videos, is_stream
 from das3.data.visualize import legend, palette
 from das3.errors import DataError
 from das3.evaluation.label_video import label_video
-from das3.evaluation.predict import predict_labels, predict_to_file
+from das3.evaluation.predict import predict_labels
+from das3.evaluation.prediction_files import predict_to_file
 from das3.models import load_segmenter, save_segmenter
 
 NAMES = ["lane", "road", "car"]

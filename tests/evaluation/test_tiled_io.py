@@ -12,7 +12,8 @@ from torch import nn
 from das3.data.image_files import read_image
 from das3.data.open import open_images
 from das3.errors import DataError
-from das3.evaluation.predict import predict_labels, predict_to_file
+from das3.evaluation.predict import predict_labels
+from das3.evaluation.prediction_files import predict_to_file
 from das3.evaluation.tiled_io import PngWriter, _TiffRows, open_rows
 from das3.segmenter import Segmenter
 

@@ -5,15 +5,13 @@ import json
 import math
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
+import chaos
 import numpy as np
 import pytest
 import torch
@@ -566,15 +564,19 @@ def test_weights_that_are_not_finite_are_not_saved(world, out, capsys, monkeypat
     assert (out / "checkpoints" / "last.pt").read_bytes() == before
 
 
+@pytest.fixture(scope="module")
+def took(world, whole, tmp_path_factory):
+    """Result of the run that benchmarks/chaos.py disturbs, a smaller one here, and what it takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos, "begin", lambda root, out: command(world, out))
+        found = chaos.whole_run(tmp_path_factory.mktemp("took"), 1)
+        assert found[0]["model"] == whole
+        yield found
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
 @pytest.mark.parametrize("kind", ["kill", "kill-at", "term-at", "fail", "full", "limit"])
-def test_chaos(world, whole, tmp_path, monkeypatch, kind):
-    """A few faults of benchmarks/chaos.py, at random moments of a smaller run."""
-    path = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
-    chaos = SimpleNamespace(**runpy.run_path(str(path)))
-    names = chaos.trial.__globals__
-    monkeypatch.setitem(names, "begin", lambda root, out: command(world, out))
-    took = chaos.whole_run(tmp_path, 1)
-    assert took[0]["model"] == whole
+def test_chaos(took, tmp_path, kind):
+    """A few faults of benchmarks/chaos.py, at random moments."""
     found = chaos.trial(tmp_path, 0, kind, 1, random.Random(), took)
     assert found["problems"] == [], found

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import chaos
 import pytest
 import torch
 import two_processes
@@ -72,11 +73,11 @@ def command(world, out, *extra, options=OPTIONS):
 
 def start(*arguments, **options):
     return subprocess.Popen(
-        command(*arguments, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread()
+        command(*arguments, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread_each()
     )
 
 
-def one_thread():
+def one_thread_each():
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -151,19 +152,30 @@ LONG = {**OPTIONS, "stages": ["align"], "align": {**OPTIONS["align"], "steps": 2
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 
 
-@needs_proc
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
 def test_killed_in_the_middle_and_resumed(world, whole, tmp_path):
-    out = tmp_path / "run"
-    process = start(world, out)
-    wait_for_lines(process, out, STEPS + 3)
-    for pid in (process.pid, *children(process)):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    done = subprocess.run(command(world, out, "--resume", "--quiet"), capture_output=True, text=True, env=one_thread())
-    assert done.returncode == 0, done.stderr
+    """Processes as torchrun would start them, forked from this one, where all that they import is loaded already."""
+    out, log, said = tmp_path / "run", tmp_path / "log", tmp_path / "log.0.txt"
+    given = without_devices(command(world, out)[3:])
+    numbers = chaos.start_all(given, log, 2)
+    end = time.monotonic() + 240
+    while len(lines_of(out)) < STEPS + 3:
+        assert time.monotonic() < end
+        assert all(os.waitpid(number, os.WNOHANG) == (0, 0) for number in numbers), said.read_text()
+        time.sleep(0.002)
+    for number in numbers:
+        os.kill(number, signal.SIGKILL)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) for number in numbers]
+    assert statuses == [-signal.SIGKILL, -signal.SIGKILL]
+    assert chaos.run([*given, "--resume", "--quiet"], log, 2) == [0, 0], said.read_text()
     assert_equal_weights(whole, out)
     assert_written_once(out)
+
+
+def without_devices(arguments):
+    place = arguments.index("--devices")
+    return arguments[:place] + arguments[place + 2 :]
 
 
 @needs_proc
@@ -220,7 +232,7 @@ def test_ctrl_c_ends_all_processes_with_one_line(world, tmp_path):
 def test_an_error_of_all_processes_is_told_once(world, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
-    done = subprocess.run(command(world, tmp_path / "run"), capture_output=True, text=True, env=one_thread())
+    done = subprocess.run(command(world, tmp_path / "run"), capture_output=True, text=True, env=one_thread_each())
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "not empty" in done.stderr
@@ -258,7 +270,7 @@ def check_under_torchrun(world, tmp_path, stages):
         [*torchrun, two_processes.__file__, str(tmp_path / "task.json")],
         capture_output=True,
         text=True,
-        env=one_thread(),
+        env=one_thread_each(),
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]

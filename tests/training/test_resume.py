@@ -1,22 +1,28 @@
 """Runs that are killed, and go on, end with the weights of a run that never stopped."""
 
 import json
+import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
+import chaos
 import pytest
 import torch
 
 import worlds
 from das3.api import adapt
+from das3.cli import main
 from das3.errors import RecipeError, TrainingError
 from das3.models import load_segmenter
 from das3.training.checkpoints import load_checkpoint, save_checkpoint
 from das3.training.supervised import SourceRecipe, train_source
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked"),
+]
 
 STEPS = 12
 OPTIONS = {
@@ -29,6 +35,8 @@ OPTIONS = {
     "cbst": {"steps": STEPS, "color": 0.3, "rounds": 2},
     "propagate": {"steps": STEPS, "blur": 0.5},
 }
+BARE = {"guard": "off", "report": False}
+"""What takes longer than a few steps of a stage; for runs whose weights alone are looked at."""
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +71,16 @@ def assert_equal(a, b):
 
 
 def test_two_runs_of_one_seed_are_bit_equal_and_of_another_differ(world, tmp_path):
-    def run(name, seed):
-        options = {**OPTIONS, "stages": ["mean-teacher", "propagate"], "seed": seed}
+    """Worker processes see the same samples."""
+
+    def run(name, seed, **more):
+        options = {**OPTIONS, **BARE, "stages": ["mean-teacher", "propagate"], "seed": seed, **more}
+        options |= {"mean_teacher": {"steps": 4}, "propagate": {"steps": 4, "blur": 0.5}}
         result = adapt(world / "trained", world / "target" / "images", out=tmp_path / name, quiet=True, **options)
         return result.model.state_dict()
 
     one = run("one", 0)
-    assert_equal(run("again", 0), one)
+    assert_equal(run("again", 0, workers=2), one)
     assert any(not torch.equal(a, one[name]) for name, a in run("other", 1).items())
 
 
@@ -78,17 +89,43 @@ def command(world, out, *extra):
     recipe.write_text(json.dumps(OPTIONS))
     model, images = world / "trained", world / "target" / "images"
     return [
-        *(sys.executable, "-m", "das3", "adapt", "--recipe", str(recipe)),
-        *("--model", str(model), "--images", str(images), "--out", str(out), *extra),
+        *("adapt", "--recipe", str(recipe), "--model", str(model), "--images", str(images), "--out", str(out)),
+        *extra,
     ]
 
 
-def wait_for(condition, process, seconds=400):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.002)
+class Run:
+    """A command in a process of its own, forked from this one, where all that it imports is loaded already."""
+
+    def __init__(self, arguments, log):
+        self.log, self.status = log, None
+        # Heeds Ctrl-C, which a shell's background jobs and all that they start are told to ignore.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self.number = chaos.start(arguments, log, None, {})
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def has_ended(self):
+        if self.status is None and (found := os.waitpid(self.number, os.WNOHANG))[0]:
+            self.status = os.waitstatus_to_exitcode(found[1])
+        return self.status is not None
+
+    def wait_for(self, condition, seconds=400):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert not self.has_ended(), self.log.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    def stop(self, how):
+        """Send a signal; what the process ends with, and what it said."""
+        os.kill(self.number, how)
+        end = time.monotonic() + 200
+        while not self.has_ended():
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        return self.status, self.log.read_text()
 
 
 def lines_of(out):
@@ -96,47 +133,36 @@ def lines_of(out):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def start(*arguments):
-    """Begin a run that heeds Ctrl-C, which a shell's background jobs and all they start are told to ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # not inherited, as an ignored signal is
-    try:
-        return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize(
-    ("how", "phases"),
+    "kills",
     [
-        (signal.SIGKILL, [2]),
-        (signal.SIGINT, [3]),
-        pytest.param(signal.SIGKILL, range(5), marks=pytest.mark.slow),
+        [(2, signal.SIGKILL), (3, signal.SIGINT)],
+        pytest.param([(phase, signal.SIGKILL) for phase in range(5)], marks=pytest.mark.slow),
     ],
 )
-def test_killed_in_every_stage_and_resumed(world, whole, tmp_path, how, phases):
-    """One run, killed once in each phase after a random number of reports, resumed each time."""
+def test_killed_in_a_stage_and_resumed(world, whole, tmp_path, kills):
+    """One run, killed in some phases after a random number of reports, resumed each time."""
     rng, out = random.Random(time.time()), tmp_path / "run"
     extra = []
-    for phase in phases:
-        process = start(world, out, *extra)
+    for phase, how in kills:
+        process = Run(command(world, out, *extra), tmp_path / f"{phase}.txt")
         reports = rng.randint(1, STEPS // 2 - 1)
 
         def reached(phase=phase, reports=reports):
             entries = [json.loads(line) for line in lines_of(out) if line.endswith("}")]
             return sum(e["phase"] == phase for e in entries) >= reports
 
-        wait_for(reached, process)
+        process.wait_for(reached)
         time.sleep(rng.random() * 0.05)
-        process.send_signal(how)
-        error = process.communicate(timeout=200)[1]
+        status, error = process.stop(how)
         if how == signal.SIGINT:
-            assert process.returncode == 130, error
+            assert status == 130, error
             assert "--resume" in error
             assert "Traceback" not in error
         else:
-            assert process.returncode == -signal.SIGKILL
+            assert status == -signal.SIGKILL
         extra = ["--resume"]
-    subprocess.run(command(world, out, "--resume", "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    assert main(command(world, out, "--resume", "--quiet")) == 0
     assert_equal(load_segmenter(out).model.state_dict(), whole.model.state_dict())
     steps = [(e["phase"], e["step"]) for e in map(json.loads, lines_of(out))]
     assert steps == sorted(set(steps))
@@ -148,7 +174,8 @@ def test_a_stage_hands_on_interpolated_weights(world, tmp_path):
     """What is handed on lies halfway between what entered the stage and what it would be with a source_weight of 0."""
     found = {}
     for source_weight in (0.0, 0.5):
-        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": {"steps": 3, "source_weight": source_weight}}
+        selftrain = {"steps": 3, "source_weight": source_weight, "color_transforms": False, "upscale": False}
+        options = {"stages": ["selftrain"], "device": "cpu", "selftrain": selftrain, **BARE}
         result = adapt(
             world / "trained", world / "target" / "images", out=tmp_path / str(source_weight), quiet=True, **options
         )
@@ -191,12 +218,11 @@ def test_ctrl_c_while_a_checkpoint_is_written_waits_until_it_is_whole(tmp_path, 
 @pytest.mark.slow
 def test_killed_while_labelling(world, whole, tmp_path):
     out = tmp_path / "run"
-    process = start(world, out)
+    process = Run(command(world, out), tmp_path / "log.txt")
     labels = out / "work" / "2-cbst" / "labels"
-    wait_for(lambda: labels.is_dir() and any(labels.iterdir()), process)
-    process.kill()
-    process.communicate()
-    subprocess.run(command(world, out, "--resume", "--quiet"), check=True, stdout=subprocess.DEVNULL)
+    process.wait_for(lambda: labels.is_dir() and any(labels.iterdir()))
+    process.stop(signal.SIGKILL)
+    assert main(command(world, out, "--resume", "--quiet")) == 0
     assert_equal(load_segmenter(out).model.state_dict(), whole.model.state_dict())
 
 
@@ -213,7 +239,7 @@ def test_resuming_a_finished_run_changes_nothing(world, whole, tmp_path):
 
 def test_a_run_folder_is_never_overwritten(world, tmp_path):
     arguments = (world / "trained", world / "target" / "images")
-    options = {"stages": ["bn"], "quiet": True, "device": "cpu"}
+    options = {"stages": ["bn"], "quiet": True, "device": "cpu", **BARE}
     adapt(*arguments, out=tmp_path / "run", **options)
     with pytest.raises(RecipeError, match="--resume"):
         adapt(*arguments, out=tmp_path / "run", **options)
@@ -227,15 +253,8 @@ def test_a_run_folder_is_never_overwritten(world, tmp_path):
 
 def test_a_damaged_checkpoint_is_named(world, tmp_path):
     arguments = (world / "trained", world / "target" / "images")
-    options = {"stages": ["bn"], "quiet": True, "device": "cpu"}
+    options = {"stages": ["bn"], "quiet": True, "device": "cpu", **BARE}
     adapt(*arguments, out=tmp_path / "run", **options)
     (tmp_path / "run" / "checkpoints" / "last.pt").write_bytes(b"noise")
     with pytest.raises(TrainingError, match=r"last\.pt"):
         adapt(*arguments, out=tmp_path / "run", resume=True, **options)
-
-
-def test_environment_does_not_decide(world, whole, tmp_path):
-    """Worker processes see the same samples."""
-    arguments = (world / "trained", world / "target" / "images")
-    result = adapt(*arguments, out=tmp_path / "run", quiet=True, workers=2, **OPTIONS)
-    assert_equal(result.model.state_dict(), whole.model.state_dict())

@@ -19,9 +19,9 @@ from das3.data.video import VideoFrames, find_videos, is_stream
 from das3.data.visualize import palette
 from das3.errors import DataError, RecipeError, printable
 from das3.evaluation.label_video import label_video
-from das3.evaluation.predict import (
+from das3.evaluation.predict import predict_labels
+from das3.evaluation.prediction_files import (
     file_values,
-    predict_labels,
     predict_to_file,
     without_data,
     write_geotiff,

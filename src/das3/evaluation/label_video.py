@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from das3.data.video import VideoWriter
 from das3.data.visualize import legend, overlay, palette
-from das3.evaluation.predict import PredictOptions, predict_labels, write_prediction
+from das3.evaluation.predict import PredictOptions, predict_labels
+from das3.evaluation.prediction_files import write_prediction
 from das3.segmenter import Segmenter
 
 __all__ = ["label_video"]
@@ -39,7 +40,7 @@ def label_video(
         folder: where to.
         name: of the video.
         rate: frames a second.
-        values: see `das3.evaluation.predict.write_prediction`.
+        values: see `das3.evaluation.prediction_files.write_prediction`.
         overlays: also write the video, with a legend of all classes under it.
         grey: without a palette.
         how: see `PredictOptions`.
