@@ -120,9 +120,10 @@ def test_training_takes_the_options(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_training_ends_where_usual_training_does(tmp_path):
-    weights = [
-        run_small(find_stage("minent"), tmp_path / how, loop=replace(LOOP, compile=how)).segmenter.state_dict()
+    sgd = replace(LOOP, optimizer="sgd")  # Adam makes a step of a rounding error; compiled dropout drops other places
+    trained = [
+        run_small(find_stage("minent"), tmp_path / how, loop=replace(sgd, compile=how), dropout=0.0).segmenter
         for how in ("off", "on")
     ]
-    for usual, compiled in zip(*(one.values() for one in weights), strict=True):
+    for usual, compiled in zip(*(one.state_dict().values() for one in trained), strict=True):
         torch.testing.assert_close(compiled, usual, rtol=1e-3, atol=1e-5)

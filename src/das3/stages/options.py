@@ -101,7 +101,8 @@ class LoopOptions:
             GPU, which would wait for images, and 0 on a CPU.
         checkpoint_activations: keep only the inputs of the network's blocks for the backward pass, and run the blocks
             again there: less memory for a third more time, the same gradients.
-        compile: run the network through `torch.compile`; "auto" does not, as it has not been measured to help.
+        compile: run the network through `torch.compile`; "auto" does not, as it has not been measured to help. Dropout
+            then drops other places.
         log_every: number of steps between two lines of metrics.jsonl.
         checkpoint_every: number of steps between two checkpoints.
     """

@@ -38,7 +38,7 @@ def _is_compound(module: nn.Module) -> bool:
         return False
     children = list(module.children())
     is_row = isinstance(module, nn.Sequential) and not any(list(child.children()) for child in children)
-    return bool(children) and not is_row
+    return bool(children) and not is_row and any(True for _ in module.parameters())
 
 
 @contextmanager
