@@ -124,26 +124,43 @@ UNSURE = replace(SIGNALS, entropy=0.3)
 
 
 @pytest.mark.parametrize(
-    ("tried", "signals", "chosen"),
-    [(False, UNSURE, "propagate"), (False, SIGNALS, "50%"), (True, UNSURE, "50%")],
+    ("tried", "signals", "consistency", "chosen"),
+    [
+        (False, UNSURE, 0.96, "propagate"),
+        (False, UNSURE, 0.94, "50%"),
+        (False, SIGNALS, 0.96, "50%"),
+        (True, UNSURE, 0.96, "50%"),
+    ],
 )
-def test_without_norm_statistics_a_model_that_is_unsure_of_most_pixels_does_not_fit(tried, signals, chosen):
-    trained = [*blends(), candidate("propagate", "stage")]
+def test_without_norm_statistics_a_model_that_was_unsure_and_learnt_much_did_not_fit(
+    tried, signals, consistency, chosen
+):
+    trained = [*blends(), candidate("propagate", "stage", consistency=consistency)]
     assert choose([replace(incoming(), signals=signals), *trained], statistics_tried=tried).chosen == chosen
 
 
 @pytest.mark.parametrize(
-    ("change", "chosen"),
-    [
-        ({"share_shift": 0.45}, "75%"),
-        ({"sure_agreement": 0.5}, "75%"),
-        ({"consistency": 0.79}, "75%"),
-        ({}, "propagate"),
-    ],
+    ("change", "chosen"), [({}, "propagate"), ({"share_shift": 0.45}, "75%"), ({"sure_agreement": 0.5}, "75%")]
 )
 def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(change, chosen):
-    trained = [*blends(), candidate("propagate", "stage", **change)]
+    trained = [*blends(), candidate("propagate", "stage", consistency=0.96, **change)]
     assert choose([replace(incoming(), signals=UNSURE), *trained], statistics_tried=False).chosen == chosen
+
+
+@pytest.mark.parametrize(("images", "chosen"), [(15, "50%"), (16, "propagate")])
+def test_few_images_are_learnt_by_heart(images, chosen):
+    trained = [*blends(), candidate("propagate", "stage", consistency=0.96)]
+    first = replace(incoming(), signals=UNSURE)
+    assert choose([first, *trained], images, statistics_tried=False).chosen == chosen
+
+
+def test_there_no_candidate_may_be_less_consistent():
+    trained = [
+        candidate("75%", "blend", share=0.75, consistency=0.79),
+        candidate("propagate", "stage", share_shift=0.5),
+    ]
+    trained[-1] = replace(trained[-1], consistency=0.96)
+    assert choose([replace(incoming(), signals=UNSURE), *trained], statistics_tried=False).chosen == "incoming"
 
 
 def test_a_stage_that_fails_leaves_the_one_before_it():
