@@ -14,12 +14,12 @@ measures what the incoming models say of the target images before anything is tr
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def measure(shift: Shift, segmenter: Segmenter, method: Mapping[str, Any], seed:
     return {**row, "stages": [round(m, 2) for m in stages], "chosen": verdict.get("chosen"), **more}
 
 
-KNOWN = ("miou", *(field.name for field in dataclasses.fields(Candidate) if field.name != "signals"))
+KNOWN = ("miou", *(field.name for field in fields(Candidate) if field.name != "signals"))
 """What is kept of a candidate."""
 
 
@@ -197,8 +197,10 @@ def judge(_: argparse.Namespace) -> None:
             if not known:
                 continue
             tried = bool((row["statistics"] or {"consistency": True})["consistency"])
-            entropy = _incoming_entropy(row)
-            given = [_candidate({"entropy": entropy, **c}) for c in _in_order(row["candidates"])]
+            given = [_candidate(c) for c in _in_order(row["candidates"])]
+            if not tried and "entropy" not in row["candidates"][0]:
+                found = replace(given[0].signals, entropy=_incoming_entropy(row))
+                given[0] = replace(given[0], signals=found)
             verdict = choose(given, row["images"], statistics_tried=tried)
             row |= {"chosen": verdict.chosen, "miou_out": round(known[verdict.chosen]["miou"], 2)}
         if rows:
@@ -207,8 +209,8 @@ def judge(_: argparse.Namespace) -> None:
 
 def _candidate(known: Mapping[str, Any]) -> Candidate:
     """Of the signals the rule looks at the entropy alone."""
-    fields = {k: v for k, v in known.items() if k not in ("miou", "entropy")}
-    return Candidate(signals=Signals(known["entropy"], 0.0, 0.0, {}, {}, []), **fields)
+    given = {k: v for k, v in known.items() if k not in ("miou", "entropy")}
+    return Candidate(signals=Signals(known.get("entropy", 0.0), 0.0, 0.0, {}, {}, []), **given)
 
 
 def _in_order(candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -219,9 +221,12 @@ def _in_order(candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _incoming_entropy(row: Mapping[str, Any]) -> float:
-    """As measured by `signals`: rows older than the rule do not have it."""
+    """As measured by `signals`: rows that are older than the rule do not have it."""
     same = ("shift", "network", "seed")
-    return next((s["entropy"] for s in _rows("incoming") if all(s[k] == row[k] for k in same)), 0.0)
+    found = [s["entropy"] for s in _rows("incoming") if all(s[k] == row[k] for k in same)]
+    if not found:
+        raise SystemExit(f"measure the incoming model first: strong.py signals, {', '.join(str(row[k]) for k in same)}")
+    return float(found[0])
 
 
 def signals(args: argparse.Namespace) -> None:
@@ -250,7 +255,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     methods = find_methods(args.methods.split(","))
     for seed, network, name in _cells(args):
-        for method, fields in methods.items():
+        for method, options in methods.items():
             key = {"shift": name, "network": network, "method": method, "seed": seed}
             if any(key.items() <= row.items() for row in _rows(name)):
                 continue
@@ -258,7 +263,7 @@ def run(args: argparse.Namespace) -> None:
             world = open_world(name, args.data)
             shift = world.shift(name)
             segmenter = source_model(args.out, world, shift.source, network, seed, shift.zoom)
-            row = {**key, **measure(shift, segmenter, fields, seed)}
+            row = {**key, **measure(shift, segmenter, options, seed)}
             segmenter = source_model(args.out, world, shift.source, network, 0, shift.zoom)
             row["miou_oracle"] = oracle(args.out, shift, name, network, segmenter, 0)
             row["seconds"] = round(time.perf_counter() - since)

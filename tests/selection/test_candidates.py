@@ -147,6 +147,13 @@ def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(ch
     assert choose([replace(incoming(), signals=UNSURE), *trained], statistics_tried=False).chosen == chosen
 
 
+@pytest.mark.parametrize(("shift", "chosen"), [(0.14, "50%"), (0.16, "incoming")])
+def test_blends_with_a_stage_that_went_far_from_a_model_that_fits_are_not_taken(shift, chosen):
+    verdict = choose([incoming(), *blends(), candidate("propagate", "stage", share_shift=shift)])
+    assert verdict.chosen == chosen
+    assert chosen == "50%" or "16%" in {c["name"]: c["rejected"] for c in verdict.candidates}["50%"]
+
+
 @pytest.mark.parametrize(("images", "chosen"), [(15, "50%"), (16, "propagate")])
 def test_few_images_are_learnt_by_heart(images, chosen):
     trained = [*blends(), candidate("propagate", "stage", consistency=0.96)]

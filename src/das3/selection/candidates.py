@@ -226,7 +226,8 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
     Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
     of it is preferred; likewise where a network without such statistics was unsure of many pixels and learnt to be much
     more consistent. Elsewhere the incoming model fits the images already: then weights half way between its own and the
-    trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they stay near it.
+    trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they stay near it
+    and training did not go far.
 
     Args:
         candidates: the incoming model, perhaps the same on chosen statistics, then trained ones in order of preference,
@@ -239,15 +240,7 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
     enough = not statistics_tried and (images is None or images >= MIN_IMAGES_TO_LEARN)
     shifted = untrained.kind == "statistics" or (enough and _learnt_much(untrained, trained))
-    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained, shifted))}
-    if not shifted:
-        kept = "the incoming model fits the images already, so only blends with it are taken"
-        rejected |= {
-            c.name: kept for c in trained if (c.kind != "blend" or c.share > MAX_BLEND) and c.name not in rejected
-        }
-    if images is not None and images < MIN_IMAGES:
-        few = f"{images} image{'s are' if images > 1 else ' is'} too few to judge a trained model by"
-        rejected = {c.name: few for c in trained}
+    rejected = _rejections(untrained, trained, shifted, images)
     accepted = [c for c in trained if c.name not in rejected]
     chosen = accepted[-1] if accepted else untrained
     return Verdict(
@@ -257,6 +250,24 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
         _reason(chosen, untrained, rejected),
         [{**asdict(c), "rejected": rejected.get(c.name)} for c in candidates],
     )
+
+
+def _rejections(
+    untrained: Candidate, trained: Sequence[Candidate], shifted: bool, images: int | None
+) -> dict[str, str]:
+    """Why trained candidates are not handed back, by name."""
+    if images is not None and images < MIN_IMAGES:
+        few = f"{images} image{'s are' if images > 1 else ' is'} too few to judge a trained model by"
+        return {c.name: few for c in trained}
+    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained, shifted))}
+    if shifted or not trained:
+        return rejected
+    kept = "the incoming model fits the images already, so only blends with it are taken"
+    rejected |= {c.name: kept for c in trained if (c.kind != "blend" or c.share > MAX_BLEND) and c.name not in rejected}
+    if trained[-1].share_shift > MAX_SHARE_SHIFT[False]:
+        far = f"training gave {trained[-1].share_shift:.0%} of the pixels to other classes, though the model fitted"
+        rejected |= {c.name: far for c in trained if c.name not in rejected}
+    return rejected
 
 
 def _learnt_much(untrained: Candidate, trained: Sequence[Candidate]) -> bool:
