@@ -108,6 +108,7 @@ def test_half_of_the_weights_must_not_cost_consistency_and_a_quarter_little(quar
     trained = [
         candidate("25%", "blend", share=0.25, consistency=quarter),
         candidate("50%", "blend", share=0.5, consistency=0.795),
+        candidate("propagate", "stage"),
     ]
     assert choose([incoming(), *trained]).chosen == chosen
 
@@ -147,11 +148,21 @@ def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(ch
     assert choose([replace(incoming(), signals=UNSURE), *trained], statistics_tried=False).chosen == chosen
 
 
-@pytest.mark.parametrize(("shift", "chosen"), [(0.14, "50%"), (0.16, "incoming")])
-def test_blends_with_a_stage_that_went_far_from_a_model_that_fits_are_not_taken(shift, chosen):
-    verdict = choose([incoming(), *blends(), candidate("propagate", "stage", share_shift=shift)])
-    assert verdict.chosen == chosen
-    assert chosen == "50%" or "16%" in {c["name"]: c["rejected"] for c in verdict.candidates}["50%"]
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"share_shift": 0.14}, None),
+        ({"share_shift": 0.16}, "16%"),
+        ({"least_share": 0.51}, None),
+        ({"least_share": 0.49}, "49%"),
+        ({"consistency": 0.8}, None),
+        ({"consistency": 0.79}, "less consistent"),
+    ],
+)
+def test_blends_with_a_stage_that_did_harm_to_a_model_that_fits_are_not_taken(change, word):
+    verdict = choose([incoming(), *blends(), candidate("propagate", "stage", **change)])
+    assert verdict.chosen == ("incoming" if word else "50%")
+    assert word is None or word in {c["name"]: c["rejected"] for c in verdict.candidates}["50%"]
 
 
 @pytest.mark.parametrize(("images", "chosen"), [(15, "50%"), (16, "propagate")])
