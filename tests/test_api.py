@@ -49,7 +49,7 @@ def test_images_may_be_a_dataset_and_labels_an_object(world):
 
 def test_a_binary_model_with_one_logit(world):
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))
-    result = das3.adapt(model, world / "images", **QUICK)
+    result = das3.adapt(model, world / "images", guard="off", report=False, **QUICK)
     assert result.model(torch.rand(1, 3, 16, 16)).shape == (1, 1, 8, 8)
     assert set(result.pseudo_labels[0]["labels"].flatten().tolist()) <= {0, 1, 255}
 
@@ -57,7 +57,9 @@ def test_a_binary_model_with_one_logit(world):
 def test_images_of_mixed_sizes(world, tmp_path):
     for i, size in enumerate(((48, 64), (100, 40), (20, 20))):
         worlds.write_world(tmp_path / str(i), "target", count=2, size=size)
-    result = das3.adapt(network(), tmp_path, batch_size=2, **{**QUICK, "selftrain": {"steps": 6}}, crop=(32, 32))
+    result = das3.adapt(
+        network(), tmp_path, batch_size=2, crop=(32, 32), report=False, **{**QUICK, "selftrain": {"steps": 6}}
+    )
     assert len(result.pseudo_labels) == 12  # images and the label PNGs beside them, all pictures below the folder
 
 

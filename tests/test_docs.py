@@ -64,7 +64,7 @@ def test_the_methods_of_the_page_adapt_a_model(mine, model, tmp_path):
     world = worlds.write_world(tmp_path / "world", "target", count=4)
     command = next(line.split() for line in PAGE.read_text().splitlines() if line.startswith("das3 adapt"))
     given = {"MODEL": str(model), "DIR": str(world / "images"), "runs/mine": str(tmp_path / "run")}
-    quick = ["--mine.steps=2", "--mine-labels.steps=2", "--batch-size=2", "--device=cpu", "--quiet"]
+    quick = ["--mine.steps=2", "--mine-labels.steps=2", "--batch-size=2", "--device=cpu", "--quiet", "--report=false"]
     arguments = [given.get(a, a) for a in command[1:]]
     arguments[arguments.index("mine")] = "mine,mine-labels"
     assert main([*arguments, *quick]) == 0
@@ -78,7 +78,8 @@ def test_the_methods_of_the_page_adapt_a_model(mine, model, tmp_path):
 def test_the_method_of_the_page_trains_what_it_says(mine, tmp_path):
     world = worlds.write_world(tmp_path / "world", "target", count=4)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
-    result = adapt(network, world / "images", stages=["mine"], mine={"steps": 2}, device="cpu", quiet=True)
+    bare = {"guard": "off", "report": False, "device": "cpu", "quiet": True}
+    result = adapt(network, world / "images", stages=["mine"], mine={"steps": 2}, **bare)
     assert torch.equal(result.model[2].weight, network[2].weight)
     assert not torch.equal(result.model[0].weight, network[0].weight)
 

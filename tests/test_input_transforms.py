@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -57,6 +57,7 @@ def test_transforms_follow_one_another_and_are_named():
     assert torch.equal(InputTransform()(images), images)
 
 
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_illumination_is_what_all_images_have_in_common(seed):
     illumination = torch.from_numpy(worlds.dark_corners(64)).float()

@@ -286,6 +286,7 @@ def test_an_old_run_folder_is_resumed_bit_equal(model_and_images, tmp_path, monk
         "stages": ["align", "selftrain"],
         "align": {"steps": 3},
         "selftrain": {"steps": 3},
+        "report": False,
         "quiet": True,
     }
     whole = adapt(*model_and_images, out=tmp_path / "whole", **options)

@@ -406,7 +406,14 @@ def test_a_run_without_a_report_gets_one_from_the_model_and_the_images(world, tm
     out, incoming = tmp_path / "run", tmp_path / "in"
     torch.manual_seed(0)
     das3.save_segmenter(load_segmenter("das3:small", num_classes=3, model_args={"width": 8}), incoming)
-    given = [f"--model={incoming}", f"--images={world / 'images'}", f"--out={out}", "--stages=selftrain", "--quiet"]
+    given = [
+        f"--model={incoming}",
+        f"--images={world / 'images'}",
+        f"--out={out}",
+        "--stages=selftrain",
+        "--guard=off",
+        "--quiet",
+    ]
     steps = ["--selftrain.steps=2", "--selftrain.color-transforms=false", "--selftrain.upscale=false", "--device=cpu"]
     assert main(["adapt", *given, *steps, "--report=false"]) == 0
     assert "report.html" not in capsys.readouterr().out
@@ -428,7 +435,7 @@ def test_a_report_that_fails_says_so_in_one_line_and_the_run_goes_on(world, tmp_
         raise RuntimeError("CUDA out of memory.\nTried to allocate much")
 
     monkeypatch.setattr("das3.report.report.capture", broken)
-    options = {**QUICK, "quiet": False, "stages": ["selftrain"]}
+    options = {**QUICK, "quiet": False, "stages": ["selftrain"], "guard": "off"}
     made = das3.adapt(model(), world / "images", out=tmp_path / "run", **options)
     said = [line for line in capsys.readouterr().err.splitlines() if "report:" in line]
     assert len(said) == 1
@@ -439,7 +446,7 @@ def test_a_report_that_fails_says_so_in_one_line_and_the_run_goes_on(world, tmp_
 
 
 def test_a_resumed_run_is_compared_with_the_model_that_came_in(world, tmp_path, monkeypatch):
-    options = {**QUICK, "stages": ["selftrain", "propagate"], "out": tmp_path / "run"}
+    options = {**QUICK, "stages": ["selftrain", "propagate"], "guard": "off", "out": tmp_path / "run"}
     real, begun = das3.training.phases.train, []
 
     def interrupted(*args, **kwargs):
@@ -461,7 +468,7 @@ def test_a_resumed_run_is_compared_with_the_model_that_came_in(world, tmp_path, 
 
 
 def test_a_report_changes_nothing_of_what_comes_out(world, tmp_path):
-    options = {**QUICK, "stages": ["selftrain"]}
+    options = {**QUICK, "stages": ["selftrain"], "guard": "off"}
     one, other = (das3.adapt(model(), world / "images", report=on, **options).model for on in (True, False))
     assert weights_hash(one) == weights_hash(other)
 
@@ -470,7 +477,7 @@ def test_a_report_changes_nothing_of_what_comes_out(world, tmp_path):
 
 
 def test_a_comparison_shows_runs_side_by_side(world, result, tmp_path, capsys):
-    options = {**QUICK, "selftrain": {**STAGE, "lr": 0.01}, "stages": ["selftrain"]}
+    options = {**QUICK, "selftrain": {**STAGE, "lr": 0.01}, "stages": ["selftrain"], "guard": "off"}
     other = das3.adapt(model(), world / "images", out=tmp_path / "other", **options)
     out = tmp_path / "compared.html"
     assert main(["compare", str(result.folder), str(other.folder), "--out", str(out)]) == 0

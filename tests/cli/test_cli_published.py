@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -122,8 +120,8 @@ RECIPES = [
 
 def test_recipes_are_listed_shown_and_copied(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = subprocess.run([sys.executable, "-m", "das3", "recipes"], capture_output=True, text=True, check=True)
-    assert {line.split()[0] for line in done.stdout.splitlines()} >= {"das3", *RECIPES}
+    assert run("recipes") == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} >= {"das3", *RECIPES}
     assert run("recipes", "show", "gta5-cityscapes") == 0
     shown = capsys.readouterr().out
     assert run("recipes", "copy", "gta5-cityscapes") == 0

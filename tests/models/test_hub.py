@@ -1,5 +1,7 @@
 """Hub ids, against a server on this machine that answers as the hub's API does; the disk comes before the hub."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,7 +13,10 @@ from hub_server import serve
 from networks import hf_segformer, of_das3
 
 import worlds
+from das3.cli import main
 from das3.models import is_hub_id, save_segmenter
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
 @pytest.fixture(scope="module")
@@ -29,41 +34,30 @@ def hub(tmp_path_factory):
         yield server
 
 
-# The real command, once per case, in a process of its own: the hub's client reads its address when it is imported.
-COMMANDS = """
-import contextlib, io, json, sys, urllib.error, urllib.request
-from das3.cli import main
-
-results = []
-for number, model in enumerate(json.loads(sys.argv[1])):
-    with contextlib.suppress(urllib.error.URLError):
-        urllib.request.urlopen(f"{sys.argv[2]}/case/{number}")
-    given = ["--model", model, "--images", "world/images", "--out", f"out{number}", "--device", "cpu", "--quiet"]
-    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
-        status = main(["predict", *given])
-    results.append((status, error.getvalue()))
-print(json.dumps(results))
-"""
+def given(model, out):
+    return ["predict", "--model", model, "--images", "world/images", "--out", out, "--device", "cpu", "--quiet"]
 
 
-def predict(folder, hub, models, endpoint=None):
-    """Per model: exit status, what stands on stderr, and what the hub was asked for."""
-    hub.asked.clear()
-    here = f"http://127.0.0.1:{hub.server_port}"
-    env = {**os.environ, "HF_ENDPOINT": endpoint or here, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
-    env |= {"HF_HOME": str(folder / "cache"), "HF_HUB_DOWNLOAD_TIMEOUT": "5", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
-        env.pop(name, None)
-    command = [sys.executable, "-c", COMMANDS, json.dumps(models), here]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    asked = [[] for _ in models]
-    for path in hub.asked:
-        if path.startswith("/case/"):
-            number = int(path.removeprefix("/case/"))
-        else:
-            asked[number].append(path)
-    return {m: (*r, a) for m, r, a in zip(models, json.loads(done.stdout), asked, strict=True)}
+def predict(folder, hub, models):
+    """Per model: exit status, what stands on stderr, and what the hub was asked for; all in this process."""
+    constants, here, found = huggingface_hub.constants, f"http://127.0.0.1:{hub.server_port}", {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        patch.delenv("HF_TOKEN", raising=False)
+        # What the client read from the environment when it was imported.
+        patch.setattr(constants, "ENDPOINT", here)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{here}/{{repo_id}}/resolve/{{revision}}/{{filename}}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache/hub"))
+        for name, value in (("HF_HUB_DISABLE_XET", True), ("HF_HUB_OFFLINE", False)):
+            patch.setattr(constants, name, value)
+        for number, model in enumerate(models):
+            hub.asked.clear()
+            huggingface_hub.utils.disable_progress_bars()  # which loading a model turns on again
+            with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
+                status = main(given(model, f"out{number}"))
+            found[model] = (status, error.getvalue(), list(hub.asked))
+    return found
 
 
 FETCHED = "someone/segformer"
@@ -104,10 +98,22 @@ def test_a_hub_id_is_fetched_and_used(cases):
 
 @pytest.mark.slow
 def test_what_was_fetched_is_kept(cases, hub):
+    """As a command, which finds the hub and the cache by the environment."""
     folder, _ = cases
-    status, error, asked = predict(folder, hub, [FETCHED], endpoint="http://127.0.0.1:9")[FETCHED]  # nobody is there
-    assert status == 0, error
-    assert asked == []
+    hub.asked.clear()
+    env = {**os.environ, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
+    env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HOME": str(folder / "other")}
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+        env.pop(name, None)
+    # The second time nobody is there.
+    for number, endpoint in enumerate((f"http://127.0.0.1:{hub.server_port}", "http://127.0.0.1:9")):
+        command = [sys.executable, "-m", "das3", *given(FETCHED, f"again{number}")]
+        done = subprocess.run(
+            command, cwd=folder, env={**env, "HF_ENDPOINT": endpoint}, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert bool(hub.asked) == (number == 0)
+        hub.asked.clear()
 
 
 def test_errors_of_the_hub_are_one_line(cases):

@@ -224,25 +224,8 @@ def test_every_stage_trains_them_from_the_command_line(name, images, tmp_path, n
     given = ["--images", str(images), "--device", "cpu", "--batch-size", "2", "--crop", "32,48", "--quiet"]
     steps = [f"--{stage}.steps=1" for stage in STAGES.split(",") if stage != "bn"]
     run = tmp_path / "run"
-    lr = ["--align.lr=0.01"]
-    assert (
-        main(
-            [
-                "adapt",
-                "--model",
-                str(tmp_path / "in"),
-                "--out",
-                str(run),
-                "--stages",
-                STAGES,
-                "--guard=off",
-                *steps,
-                *lr,
-                *given,
-            ]
-        )
-        == 0
-    )
+    options = ["--stages", STAGES, "--align.lr=0.01", "--guard=off", "--report=false"]
+    assert main(["adapt", "--model", str(tmp_path / "in"), "--out", str(run), *options, *steps, *given]) == 0
     rows = json.loads((run / "summary.json").read_text())["stages"]
     assert [row["name"] for row in rows] == ["source", *STAGES.split(",")]
     before, after = load_segmenter(tmp_path / "in"), load_segmenter(run)
@@ -260,8 +243,8 @@ def test_stage_one_leaves_class_predictor_and_mask_embedding_as_they_are(images,
     hf_mask2former().save_pretrained(tmp_path / "in")
     given = ["--images", str(images), "--device", "cpu", "--crop", "32,48", "--quiet", "--stages", "align"]
     run = tmp_path / "run"
-    lr = ["--align.lr=0.01", "--align.steps=2"]
-    assert main(["adapt", "--model", str(tmp_path / "in"), "--out", str(run), "--guard=off", *lr, *given]) == 0
+    options = ["--align.lr=0.01", "--align.steps=2", "--guard=off", "--report=false"]
+    assert main(["adapt", "--model", str(tmp_path / "in"), "--out", str(run), *options, *given]) == 0
     before, after = load_segmenter(tmp_path / "in"), load_segmenter(run)
     pairs = zip(before.classifier_parameters(), after.classifier_parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)

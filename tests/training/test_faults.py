@@ -308,9 +308,9 @@ def test_a_dead_process_holds_no_lock(tmp_path):
         with locked_folder(tmp_path):
             if os.fork() == 0:
                 os.close(hold[1])
+                os.write(ready[1], b"x")
                 os.read(hold[0], 1)  # lives on until the test ends
                 os._exit(0)
-            os.write(ready[1], b"x")
             os.kill(os.getpid(), signal.SIGKILL)
     os.read(ready[0], 1)
     os.waitpid(child, 0)

@@ -36,7 +36,7 @@ OPTIONS = {
     "propagate": {"steps": STEPS, "blur": 0.5},
 }
 BARE = {"guard": "off", "report": False}
-"""What takes longer than a few steps of a stage; for runs whose weights alone are looked at."""
+"""Without what takes longer than a few steps of a stage; for runs whose weights alone are looked at."""
 
 
 @pytest.fixture(scope="module")
