@@ -13,6 +13,7 @@ from das3.errors import RecipeError
 from das3.recipe import Recipe, RunOptions, load_recipe, recipe_from, recipe_names
 from das3.registry import DAS3_STAGES, stage_types
 from das3.stages.options import LoopOptions
+from das3.training.run_folder import NON_RESULT_OPTIONS
 
 __all__ = ["ABLATION", "METHODS", "all_methods", "find_methods", "method_recipe", "variants"]
 
@@ -150,7 +151,7 @@ def _fields(name: str) -> dict[str, Any]:
 
 def _without_run(values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe that describes the method; model, images and device are the suite's."""
-    kept = {f.name for f in fields(LoopOptions)} - {"workers", "log_every", "checkpoint_every"} | {"crop"}
+    kept = {f.name for f in fields(LoopOptions)} - NON_RESULT_OPTIONS | {"crop"}
     dropped = {f.name for f in fields(RunOptions)} - kept
     return {name: value for name, value in values.items() if name not in dropped}
 

@@ -62,7 +62,7 @@ def recomputed_blocks(model: nn.Module) -> Iterator[None]:
     own = [(block, block.__dict__.get("forward")) for block in blocks]
     try:
         for block in blocks:
-            block.forward = partial(_run, block, block.forward)  # type: ignore[method-assign]
+            block.forward = partial(_run, block, block.forward)
         yield
     finally:
         for block, forward in own:
