@@ -70,6 +70,16 @@ def assert_equal(a, b):
     assert not different
 
 
+def assert_same_run(out, whole):
+    """After every stage, and in the end, which may be the incoming model again."""
+    assert_equal(load_segmenter(out).model.state_dict(), whole.model.state_dict())
+    names = sorted(path.name for path in (out / "checkpoints").glob("[0-9]*.pt"))
+    assert names == sorted(path.name for path in (whole.folder / "checkpoints").glob("[0-9]*.pt"))
+    assert len(names) >= 5
+    for name in names:
+        assert_equal(*(load_checkpoint(folder / "checkpoints" / name)["segmenter"] for folder in (out, whole.folder)))
+
+
 def test_two_runs_of_one_seed_are_bit_equal_and_of_another_differ(world, tmp_path):
     """Worker processes see the same samples."""
 
@@ -163,7 +173,7 @@ def test_killed_in_a_stage_and_resumed(world, whole, tmp_path, kills):
             assert status == -signal.SIGKILL
         extra = ["--resume"]
     assert main(command(world, out, "--resume", "--quiet")) == 0
-    assert_equal(load_segmenter(out).model.state_dict(), whole.model.state_dict())
+    assert_same_run(out, whole)
     steps = [(e["phase"], e["step"]) for e in map(json.loads, lines_of(out))]
     assert steps == sorted(set(steps))
     names = [row["name"] for row in json.loads((out / "summary.json").read_text())["stages"]]
@@ -223,7 +233,7 @@ def test_killed_while_labelling(world, whole, tmp_path):
     process.wait_for(lambda: labels.is_dir() and any(labels.iterdir()))
     process.stop(signal.SIGKILL)
     assert main(command(world, out, "--resume", "--quiet")) == 0
-    assert_equal(load_segmenter(out).model.state_dict(), whole.model.state_dict())
+    assert_same_run(out, whole)
 
 
 def test_resuming_a_finished_run_changes_nothing(world, whole, tmp_path):
