@@ -31,10 +31,18 @@ def read_npz(file: Path | bytes, *keys: str) -> dict[str, NDArray[Any]]:
         KeyError: if the file is damaged or not there, or has no such array.
     """
     try:
-        with np.load(io.BytesIO(file) if isinstance(file, bytes) else file, allow_pickle=False) as found:
-            return {key: found[key] for key in keys or found.files}
+        try:
+            return _loaded(file, keys)
+        except SystemError:
+            # Python 3.11 counts the depth of syntax trees, which headers are read by, once for all threads (gh-106905).
+            return _loaded(file, keys)
     except Exception as error:  # a damaged archive makes its readers trip in any way there is
         raise KeyError(str(error)) from error
+
+
+def _loaded(file: Path | bytes, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    with np.load(io.BytesIO(file) if isinstance(file, bytes) else file, allow_pickle=False) as found:
+        return {key: found[key] for key in keys or found.files}
 
 
 class ArrayFiles(Sequence[Mapping[str, NDArray[Any]]]):
