@@ -43,7 +43,7 @@ def blends():
 
 def statistics(**changes):
     return candidate(
-        "statistics", "statistics", consistency=0.8, share_shift=0.0, sure_agreement=1.0, agreement=1.0, **changes
+        "statistics", "statistics", consistency=0.82, share_shift=0.0, sure_agreement=1.0, agreement=1.0, **changes
     )
 
 
@@ -95,7 +95,22 @@ def test_a_candidate_that_is_not_to_be_trusted_is_never_chosen(change, word, unt
 def test_more_may_change_where_the_shift_is_large(change):
     trained = [candidate("50%", "blend", share=0.5, **change), candidate("propagate", "stage", **change)]
     assert choose([incoming(), *trained]).chosen == "incoming"
-    assert choose([incoming(), statistics(), *trained]).chosen == "propagate"
+    assert choose([replace(incoming(), consistency=0.7), statistics(), *trained]).chosen == "propagate"
+
+
+@pytest.mark.parametrize(
+    ("came_with", "re_estimated", "trained", "chosen"),
+    [
+        (0.8, 0.82, 0.8, "propagate"),  # as consistent as the incoming model, and hardly less than before training
+        (0.8, 0.82, 0.79, "statistics"),
+        (0.7, 0.82, 0.76, "statistics"),
+        (0.9, 0.89, 0.89, "incoming"),
+        (0.9, 0.89, 0.91, "propagate"),
+    ],
+)
+def test_what_is_less_consistent_than_the_incoming_model_is_not_handed_back(came_with, re_estimated, trained, chosen):
+    first, second = replace(incoming(), consistency=came_with), replace(statistics(), consistency=re_estimated)
+    assert choose([first, second, candidate("propagate", "stage", consistency=trained)]).chosen == chosen
 
 
 def test_the_largest_blend_that_may_be_trusted_is_taken():

@@ -49,8 +49,8 @@ model fits the images already, and where it does not."""
 MIN_SURE_AGREEMENT = (0.9, 0.6)
 """Share of the pixels of which the untrained model was sure that a trained candidate has to label alike; likewise."""
 MAX_CONSISTENCY_DROP = 0.05
-"""A trained candidate may be this much less consistent than the untrained model whose statistics were re-estimated;
-where only the entropy says that the shift is large, not at all."""
+"""A trained candidate may be this much less consistent than the untrained model whose statistics were re-estimated, but
+not less consistent than the model as it came in."""
 BLEND_DROP = 0.02
 """Where the incoming model fits the images already, a quarter of trained weights may make it this much less consistent;
 half of them not at all: docs/decisions/0022."""
@@ -107,12 +107,13 @@ class Candidate:
     share: float = 1.0
     least_share: float = 1.0
 
-    def rejection(self, untrained: Candidate, shifted: bool) -> str | None:
+    def rejection(self, untrained: Candidate, incoming: Candidate, shifted: bool) -> str | None:
         """Why this trained candidate is not to be trusted, None if nothing speaks against it.
 
         Args:
-            untrained: the model before training.
-            shifted: whether the shift is large, so that this model does not fit the images.
+            untrained: the model before training, on the chosen statistics.
+            incoming: the model as it came in, which may be the same.
+            shifted: whether the shift is large, so that the incoming model does not fit the images.
         """
         if not self.finite:
             return "its predictions are not finite"
@@ -122,10 +123,12 @@ class Candidate:
             return f"it gives {self.share_shift:.0%} of the pixels to other classes than before, in total"
         if self.sure_agreement < MIN_SURE_AGREEMENT[shifted]:
             return f"it changed {1 - self.sure_agreement:.0%} of the pixels of which the model was sure"
-        drop = MAX_CONSISTENCY_DROP if untrained.kind == "statistics" else 0.0
-        if shifted and self.consistency < untrained.consistency - drop:
-            return f"it is less consistent ({self.consistency:.3f} after {untrained.consistency:.3f})"
-        return None if shifted else self._harm_to_a_good_model(untrained)
+        if not shifted:
+            return self._harm_to_a_good_model(untrained)
+        least = max(untrained.consistency - MAX_CONSISTENCY_DROP, incoming.consistency)
+        if self.consistency < least:
+            return f"it is less consistent ({self.consistency:.3f}, at least {least:.3f} was expected)"
+        return None
 
     def _harm_to_a_good_model(self, untrained: Candidate) -> str | None:
         """Why this blend is not to be trusted where the incoming model fits the images already."""
@@ -242,9 +245,11 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
     enough = not statistics_tried and (images is None or images >= MIN_IMAGES_TO_LEARN)
     shifted = untrained.kind == "statistics" or (enough and _learnt_much(untrained, trained))
-    rejected = _rejections(untrained, trained, shifted, images)
+    incoming = candidates[0]
+    rejected = _rejections(untrained, incoming, trained, shifted, images)
     accepted = [c for c in trained if c.name not in rejected]
-    chosen = accepted[-1] if accepted else untrained
+    fallback = max(incoming, untrained, key=lambda c: c.consistency)  # the incoming model if they are equal
+    chosen = accepted[-1] if accepted else fallback
     return Verdict(
         chosen.name,
         chosen.kind != "incoming",
@@ -255,13 +260,13 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
 
 
 def _rejections(
-    untrained: Candidate, trained: Sequence[Candidate], shifted: bool, images: int | None
+    untrained: Candidate, incoming: Candidate, trained: Sequence[Candidate], shifted: bool, images: int | None
 ) -> dict[str, str]:
     """Why trained candidates are not handed back, by name."""
     if images is not None and images < MIN_IMAGES:
         few = f"{images} image{'s are' if images > 1 else ' is'} too few to judge a trained model by"
         return {c.name: few for c in trained}
-    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained, shifted))}
+    rejected = {c.name: reason for c in trained if (reason := c.rejection(untrained, incoming, shifted))}
     if shifted or not trained:
         return rejected
     kept = "the incoming model fits the images already, so only blends with it are taken"
