@@ -168,8 +168,8 @@ def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(ch
     [
         ({"share_shift": 0.14}, None),
         ({"share_shift": 0.16}, "16%"),
-        ({"least_share": 0.51}, None),
-        ({"least_share": 0.49}, "49%"),
+        ({"least_share": 0.76}, None),
+        ({"least_share": 0.74}, "74%"),
         ({"consistency": 0.8}, None),
         ({"consistency": 0.79}, "less consistent"),
     ],

@@ -59,8 +59,10 @@ def test_the_source_s_statistics_stay_unless_others_are_clearly_more_consistent(
     [
         (0.80, 0.01, 0.0),  # images that look like the source's
         (0.80, 0.05, 1.0),  # they don't, and the model is no less consistent
-        (0.79, 0.05, 1.0),
-        (0.77, 0.05, 0.0),  # but not at any price
+        (0.76, 0.05, 1.0),
+        (0.80, 0.02, 0.0),
+        (0.80, 0.03, 1.0),
+        (0.74, 0.05, 0.0),  # but not at any price
         (0.84, 0.00, 1.0),
     ],
 )

@@ -58,8 +58,6 @@ MIN_AGREEMENT = 0.6
 """There a blend has to agree so far with the incoming model, as mean IoU of the labels,"""
 MIN_SHARE_LEFT = 0.75
 """and each class has to keep this part of its share: rare ones go first where training does harm."""
-MIN_SHARE_LEFT_AT_LAST = 0.5
-"""The last stage itself may shrink a class this far; if it does more, not even blends with it are taken."""
 MIN_IMAGES = 4
 """Of fewer images the signals say how well they were learnt by heart."""
 MIN_SHARE = 0.002
@@ -280,7 +278,7 @@ def _went_wrong(untrained: Candidate, last: Candidate) -> str | None:
     """What the last stage says against all training of a model that fits the images; blends with it show less of it."""
     if last.share_shift > MAX_SHARE_SHIFT[False]:
         return f"training gave {last.share_shift:.0%} of the pixels to other classes, though the model fitted"
-    if last.least_share < MIN_SHARE_LEFT_AT_LAST:
+    if last.least_share < MIN_SHARE_LEFT:
         return f"training left a class only {last.least_share:.0%} of its pixels, though the model fitted"
     if last.consistency < untrained.consistency:
         return f"training made the model less consistent ({last.consistency:.3f} after {untrained.consistency:.3f})"
