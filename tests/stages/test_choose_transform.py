@@ -23,7 +23,8 @@ from das3.stages.choose_transform import (
     choose_input_transform,
     confidence_statistics,
 )
-from das3.stages.context import StageContext, Windows
+from das3.stages.context import StageContext
+from das3.stages.image_views import Windows
 from das3.training.loop import make_fabric
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from das3.input_transforms import COLOR_TRANSFORMS, IDENTITY, UPSCALE_FACTORS, InputTransform, estimate_illumination
 from das3.losses import entropy_of_probs, mutual_information
-from das3.stages.context import StageContext, TransformedImages, Windows
+from das3.stages.context import StageContext
+from das3.stages.image_views import TransformedImages, Windows
 
 __all__ = ["ConfidenceStatistics", "choose_input_transform", "confidence_statistics"]
 

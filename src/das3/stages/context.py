@@ -26,12 +26,13 @@ from das3.input_transforms import IDENTITY, InputTransform
 from das3.losses import IGNORE_INDEX
 from das3.norms import batch_statistics, reestimate, restored_running_statistics
 from das3.segmenter import Segmenter, evaluating
+from das3.stages.image_views import TransformedImages
 from das3.stages.options import StageOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["StageContext", "TransformedImages", "Windows"]
+__all__ = ["StageContext"]
 
 T = TypeVar("T")
 
@@ -48,8 +49,6 @@ WRITERS = 2
 WAITING = 32
 """Images whose labels may wait to be written, so that memory is constant."""
 
-_SPREAD = (0.7549, 0.5698)
-"""Steps from window to window, as shares of the room there is: evenly spread in two dimensions (Roberts, 2018)."""
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
 
@@ -374,53 +373,3 @@ def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor,
         if value.dtype == torch.uint8 and value.shape[-2:] == valid.shape:
             found[key] = value.masked_fill(~valid, IGNORE_INDEX if value.ndim == 2 else 0)
     return found
-
-
-class TransformedImages(Images):
-    """Images under a transform that keeps their size and type."""
-
-    def __init__(self, images: Images, transform: InputTransform) -> None:
-        super().__init__(images.names)
-        self.images, self.transform, self.pixels = images, transform, images.pixels
-        self.is_thread_safe = images.is_thread_safe
-
-    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
-        return self.masked(i)[0]
-
-    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
-        """Image i, and H×W where it has data; None where it has everywhere."""
-        image, valid = self.images.masked(i)
-        transformed = self.transform(to_unit(torch.from_numpy(image).permute(2, 0, 1)[None]))[0]
-        if image.dtype == np.uint8:
-            transformed = transformed.mul(255).round().byte()
-        return transformed.permute(1, 2, 0).contiguous().numpy(), valid
-
-    def size(self, i: int) -> tuple[int, int]:
-        """The image's own."""
-        return self.images.size(i)
-
-
-class Windows(Images):
-    """A part of each image, of a size at most, at one place or another."""
-
-    def __init__(self, images: Images, size: tuple[int, int]) -> None:
-        super().__init__(images.names)
-        self.images, self.largest, self.pixels = images, size, images.pixels
-        self.is_thread_safe = images.is_thread_safe
-
-    def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
-        return self.masked(i)[0]
-
-    def masked(self, i: int) -> tuple[Pixel, NDArray[np.bool_] | None]:
-        """The window of image i, and where it has data; None where it has everywhere."""
-        image, valid = self.images.masked(i)
-        part = tuple(
-            slice(start := int((side - length) * (i * step % 1)), start + length)
-            for side, length, step in zip(image.shape, self.size(i), _SPREAD, strict=False)
-        )
-        return np.ascontiguousarray(image[part]), None if valid is None else np.ascontiguousarray(valid[part])
-
-    def size(self, i: int) -> tuple[int, int]:
-        """(height, width) of the window."""
-        height, width = self.images.size(i)
-        return min(height, self.largest[0]), min(width, self.largest[1])
