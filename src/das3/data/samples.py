@@ -87,13 +87,11 @@ class Augmentation:
         return sample
 
     def _photometric(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        if not (self.color or self.blur):
-            return image
         if self.color:
             image = self._recolored(image, rng)
         if self.blur and rng.random() < self.blur:
-            image = _blurred(image, float(rng.uniform(0.2, 1.5)))
-        return image.clamp(0, 1)
+            image = _blurred(image, float(rng.uniform(0.2, 1.5))).clamp_(0, 1)
+        return image
 
     def _recolored(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         """Random brightness, saturation, contrast and hue, of the bands that are colours."""
@@ -128,15 +126,25 @@ def hue_rotation(angle: float) -> Tensor:
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur of C×H×W, its kernel cut off at 3 pixels from the middle."""
+    """A Gaussian blur of C×H×W, its kernel cut off at 3 pixels from the middle.
+
+    Sums of shifted bands: on a CPU a convolution of one band takes seven times as long.
+    """
     reach = 3
     weights = torch.exp(-torch.arange(-reach, reach + 1.0).square() / (2 * sigma**2))
-    kernel = (weights / weights.sum()).expand(len(image), 1, 1, -1)
+    middle, *others = (weights / weights.sum())[reach:].tolist()
     edges = "reflect" if min(image.shape[-2:]) > reach else "replicate"  # too few pixels to reflect
-    for across in (kernel, kernel.mT):
-        margins = (reach, reach, 0, 0) if across is kernel else (0, 0, reach, reach)
-        image = F.conv2d(F.pad(image[None], margins, mode=edges), across, groups=len(image))[0]
-    return image
+    blurred = torch.empty_like(image)
+    for band, result in zip(image, blurred, strict=True):
+        for dim, margins in ((1, (reach, reach, 0, 0)), (0, (0, 0, reach, reach))):
+            size = band.shape[dim]
+            padded = F.pad(band[None, None], margins, mode=edges)[0, 0]
+            band = padded.narrow(dim, reach, size) * middle
+            for distance, weight in enumerate(others, 1):
+                for start in (reach - distance, reach + distance):
+                    band.add_(padded.narrow(dim, start, size), alpha=weight)
+        result.copy_(band)
+    return blurred
 
 
 def _resize(values: Tensor, window: Sequence[int], crop: tuple[int, int], mode: str, fill: int) -> Tensor:
