@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from das3.losses import IGNORE_INDEX
+from das3.losses import IGNORE_INDEX, most_likely
 
 __all__ = [
     "adjust_posteriors",
@@ -140,7 +140,8 @@ def negative_labels(probs: Tensor, *, threshold: float = 0.05, valid: Tensor | N
     Source: DAS3, negative pseudo labels.
     """
     negatives = probs < threshold
-    negatives.scatter_(0, probs.argmax(dim=0, keepdim=True), False)
+    if threshold * len(probs) > 0.99:  # else the most likely class, which has a share of at least 1 / C, is above it
+        negatives.scatter_(0, most_likely(probs, 0)[None], False)
     return negatives if valid is None else negatives & valid
 
 

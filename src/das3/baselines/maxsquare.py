@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from das3.data.samples import Sample
 from das3.distributed import mean_over_processes
+from das3.losses import most_likely
 from das3.stages.base import Stage
 from das3.stages.options import StageOptions, option
 
@@ -43,7 +44,7 @@ def max_square_loss(logits: Tensor, valid: Tensor, *, ratio: float) -> Tensor:
     """
     batch, classes = logits.shape[:2]
     probs = logits.float().softmax(dim=1)
-    member = probs.argmax(dim=1) + classes * torch.arange(batch, device=logits.device).view(-1, 1, 1)
+    member = most_likely(probs, 1) + classes * torch.arange(batch, device=logits.device).view(-1, 1, 1)
     counts = torch.bincount(member[valid], minlength=batch * classes).view(batch, classes)
     sizes = counts.sum(dim=1, keepdim=True).clamp(min=1)
     weights = 1 / (counts.clamp(min=1) ** ratio * sizes ** (1 - ratio))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from das3.baselines.features import features_and_logits, to_grid
 from das3.data.samples import Sample, Samples
 from das3.distributed import mean_over_processes
-from das3.losses import masked_mean, positive_loss
+from das3.losses import masked_mean, most_likely, positive_loss
 from das3.segmenter import Segmenter, evaluating
 from das3.stages.base import OptionsT, Stage
 from das3.stages.context import StageContext
@@ -111,7 +111,7 @@ class Shot(_Frozen[ShotOptions]):
 
 
 def _nearest(probs: Tensor) -> dict[str, Tensor]:
-    return {"labels": probs.argmax(dim=0).to(torch.uint8)}
+    return {"labels": most_likely(probs, 0).to(torch.uint8)}
 
 
 def class_centroids(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class NearestCentroid(nn.Module):
         with context.fabric.autocast():
             features, logits = features_and_logits(self.segmenter, images)
         scores = self._similarity(features, images) if hard else logits
-        labels = F.one_hot(scores.argmax(dim=1), logits.shape[1]).movedim(-1, 1).float()
+        labels = F.one_hot(most_likely(scores, 1), logits.shape[1]).movedim(-1, 1).float()
         soft = labels if hard else logits.softmax(dim=1)
         sums, weights = class_centroids(features, to_grid(self.segmenter, soft, features))
         return torch.cat([sums, torch.stack([weights, labels.sum(dim=(0, 2, 3))], dim=1)], dim=1).double()

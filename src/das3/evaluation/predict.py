@@ -18,7 +18,7 @@ from das3.data.pixels import Pixel
 from das3.errors import ModelError, RecipeError
 from das3.evaluation.tiled_io import Rows, open_rows
 from das3.evaluation.tta import TestTimeAugmentation
-from das3.losses import IGNORE_INDEX
+from das3.losses import IGNORE_INDEX, most_likely
 from das3.segmenter import Segmenter, evaluating
 
 __all__ = [
@@ -178,7 +178,7 @@ class Blocks(TestTimeAugmentation):
             raise ModelError(f"labels are written in 8 bits; the model has {classes} classes, more than 256")
         pieces: list[Tensor] = []
         for _, left, probs in self.of(rows):
-            pieces.append(probs.argmax(dim=0).to(torch.uint8))
+            pieces.append(most_likely(probs, 0).to(torch.uint8))
             if left + probs.shape[2] == rows.shape[1]:
                 yield torch.cat(pieces, dim=1)
                 pieces = []

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from das3.losses import most_likely
 from das3.selection.signals import (
     Signals,
     agreement,
@@ -200,8 +201,8 @@ def measure_candidates(
                 signals,
                 signals.mean_consistency,
                 share_shift(shares, before),
-                sure_agreement(probs.argmax(dim=1), plain[anchor]),
-                agreement(probs.argmax(dim=1), plain[anchor].argmax(dim=1))[1],
+                sure_agreement(most_likely(probs, 1), plain[anchor]),
+                agreement(most_likely(probs, 1), most_likely(plain[anchor], 1))[1],
                 ensemble,
                 [class_names[c] for c in lost],
                 int((before > MIN_SHARE).sum()),

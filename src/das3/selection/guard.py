@@ -13,6 +13,7 @@ from torch import Tensor
 
 from das3.ema import copy_weights
 from das3.files import write_atomically
+from das3.losses import most_likely
 from das3.norms import NormStatistics, running_statistics
 from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import StatisticsChoice, choose_bn_statistics, sample_batches
@@ -182,7 +183,7 @@ class Guard:
     def _class_shares(self) -> Tensor:
         counts = torch.zeros(self.segmenter.num_classes, dtype=torch.float64)
         for images in self.batches:
-            labels = self.segmenter(images).argmax(dim=1).flatten().cpu()
+            labels = most_likely(self.segmenter(images), 1).flatten().cpu()
             counts += torch.bincount(labels, minlength=len(counts))
         return counts / counts.sum()
 

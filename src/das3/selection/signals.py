@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from das3.losses import entropy_of_probs, mutual_information
+from das3.losses import entropy_of_probs, most_likely, mutual_information
 from das3.segmenter import evaluating
 
 __all__ = [
@@ -126,7 +126,7 @@ def sure_agreement(labels: Tensor, incoming: Tensor, *, sure: float = 0.9) -> fl
 
 def class_shares(probs: Tensor) -> Tensor:
     """C shares of the pixels by label, of probabilities N×C×H×W."""
-    labels = probs.argmax(dim=1).flatten()
+    labels = most_likely(probs, 1).flatten()
     return torch.bincount(labels, minlength=probs.shape[1]).double() / labels.numel()
 
 
@@ -143,8 +143,8 @@ def ensemble_agreement(candidates: Sequence[Tensor]) -> list[tuple[float, float]
 
     Source: EnsV (Hu et al., NeurIPS 2024): the ensemble stands in for the labels when a model is selected.
     """
-    mean = torch.stack([probs.float() for probs in candidates]).mean(dim=0).argmax(dim=1)
-    return [agreement(probs.argmax(dim=1), mean) for probs in candidates]
+    labels = most_likely(torch.stack([probs.float() for probs in candidates]).mean(dim=0), 1)
+    return [agreement(most_likely(probs, 1), labels) for probs in candidates]
 
 
 @dataclass(frozen=True)
@@ -240,8 +240,8 @@ def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequen
 def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
     """The signals of what `view_predictions` found."""
     plain = views["plain"]
-    labels = _joined([probs.argmax(dim=1) for probs in plain])
-    agreed = {v: agreement(labels, _joined([p.argmax(dim=1) for p in views[v]])) for v in VIEWS}
+    labels = _joined([most_likely(probs, 1) for probs in plain])
+    agreed = {v: agreement(labels, _joined([most_likely(p, 1) for p in views[v]])) for v in VIEWS}
     entropies = torch.cat([entropy_of_probs(probs).mean(dim=(1, 2)) for probs in plain])
     means = torch.cat([probs.mean(dim=(2, 3)) for probs in plain])
     rows = torch.cat([probs.movedim(1, -1).flatten(0, 2) for probs in plain])

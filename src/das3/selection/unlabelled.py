@@ -11,6 +11,7 @@ from torch import Tensor
 
 from das3.data.images import Images
 from das3.errors import ModelError
+from das3.losses import most_likely
 from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import MAX_IMAGES_FOR_SIGNALS, sample_batches
 from das3.selection.candidates import to_square
@@ -69,7 +70,7 @@ def measure_unlabelled(
         return result
     other = _views(fabric, reference, images, most)
     plain, before = (torch.cat([to_square(probs) for probs in views["plain"]]) for views in (found, other))
-    labels, known = plain.argmax(dim=1), before.argmax(dim=1)
+    labels, known = most_likely(plain, 1), most_likely(before, 1)
     ensemble = ensemble_agreement([plain, before])
     result["reference"] = {
         "signals": _described(reference, other),

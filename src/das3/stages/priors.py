@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from das3.losses import most_likely
 from das3.stages.context import StageContext
 
 __all__ = ["ClassPriors", "class_priors"]
@@ -37,7 +38,7 @@ def class_priors(context: StageContext) -> ClassPriors:
     """The priors of the model that enters the stage, from its predictions for about 500 images, on the device."""
 
     def summary(probs: Tensor) -> dict[str, Tensor]:
-        won = torch.bincount(probs.argmax(dim=0).flatten(), minlength=probs.shape[0])
+        won = torch.bincount(most_likely(probs, 0).flatten(), minlength=probs.shape[0])
         return {"cells": F.adaptive_avg_pool2d(probs, PRIOR_GRID), "won": won.float() / probs[0].numel()}
 
     found = list(context.summarize("priors", summary, groups=context.subset_groups()))

@@ -16,7 +16,7 @@ from das3.data.mixing import class_mix
 from das3.data.rare_classes import RareClasses
 from das3.data.samples import Sample, Samples
 from das3.ema import copy_weights, interpolate_weights
-from das3.losses import IGNORE_INDEX, entropy_of_probs, masked_mean, pairwise_loss
+from das3.losses import IGNORE_INDEX, entropy_of_probs, masked_mean, most_likely, pairwise_loss
 from das3.pseudo_labels import adjust_posteriors
 from das3.stages.base import Stage
 from das3.stages.choose_transform import choose_input_transform
@@ -124,7 +124,7 @@ class Propagate(Stage[PropagateOptions]):
             class_balance=options.class_balance,
             spatial_prior_weight=options.spatial_prior_weight,
         )
-        return {"labels": adjusted.argmax(dim=0).to(torch.uint8), **_entropy(probs)}
+        return {"labels": most_likely(adjusted, 0).to(torch.uint8), **_entropy(probs)}
 
     def finish(self, context: StageContext) -> None:
         """Weights between those that came in and those that were trained."""
