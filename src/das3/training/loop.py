@@ -28,6 +28,7 @@ from das3.norms import set_norm_mode, training_norms
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
 from das3.stages.options import LoopOptions, StageOptions
+from das3.training.memory_format import as_channels_last, channels_last
 from das3.training.recompute import recomputed_blocks
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def train(
     if settings.steps == 0:
         return
     recomputed = recomputed_blocks(segmenter.model) if options.checkpoint_activations else nullcontext()
-    with _trained(segmenter), recomputed:
+    with _trained(segmenter), recomputed, channels_last(segmenter) if options.channels_last else nullcontext():
         groups = parameter_groups(segmenter, stage, options.weight_decay)
         if not groups:
             raise ModelError(
@@ -291,14 +292,22 @@ class _Batches:
                 return [losses for _ in range(self.options.accumulate) for losses in self._batch(stage, model)]
             except torch.OutOfMemoryError as error:
                 self._halve(error)
-            except RuntimeError as error:
-                if self.options.compile == "on" and type(error).__module__.startswith("torch._"):
-                    reason = " ".join(str(error).split())[:200]
-                    raise TrainingError(f"the network can't be compiled ({reason}); leave compile=on out") from error
+            except (RuntimeError, ModelError) as error:
+                explained = self._explained(error)
+                if explained:
+                    raise TrainingError(explained) from error
                 raise
             # Beyond the except, which holds the tensors that did not fit.
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
+
+    def _explained(self, error: Exception) -> str | None:
+        """What an error of the network means if an option brought it about."""
+        if self.options.compile == "on" and type(error).__module__.startswith("torch._"):
+            return f"the network can't be compiled ({' '.join(str(error).split())[:200]}); leave compile=on out"
+        if self.options.channels_last and "view size is not compatible" in str(error):
+            return "the network can't be trained in the memory format channels_last; leave channels_last out"
+        return None
 
     def _batch(self, stage: Stage[Any], model: Any) -> Iterator[dict[str, Tensor]]:
         assert self.coming is not None
@@ -334,7 +343,10 @@ class _Batches:
             generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
         )
         for batch in loader:
-            yield {key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()}
+            batch = {key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()}
+            if self.options.channels_last:
+                batch["image"] = as_channels_last(batch["image"])
+            yield batch
 
 
 def _workers(fabric: Fabric, options: LoopOptions) -> int:

@@ -56,6 +56,7 @@ NON_RESULT_OPTIONS = frozenset(
         "workers",
         "checkpoint_activations",
         "compile",
+        "channels_last",
         "log_every",
         "checkpoint_every",
         "cache_gib",
