@@ -16,6 +16,8 @@ Rows hold name, device, default (nothing but defaults is used, batch size and im
 p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
 
     step/STAGE/NETWORK/FORM     ready: samples at hand; jpeg, png: from such files, decoded before or not, as it comes
+    channels_last/NETWORK       a bare step in that memory format beside the usual one
+    compile/NETWORK             a bare step through torch.compile, once it is compiled, beside the usual one
     memory/STAGE/NETWORK        bytes of a step at its peak, on a CPU what autograd keeps, with weights and optimiser
     losses/NAME                 the stage's loss from logits, forward and backward, beside cross-entropy
     saved/NAME                  bytes that autograd keeps for it, beside cross-entropy
@@ -86,7 +88,7 @@ CPU = Setting(
     images=16,
     prepared=(50, 200),
     block=1,
-    blocks=7,
+    blocks=15,
 )
 GPU = Setting(
     networks={
@@ -269,6 +271,23 @@ def step_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, bare
     bench.add(name, turns.ours[1:], turns.theirs[1:], default=form != "ready", unit="ms")
 
 
+def variant_rows(bench: Bench, folder: Path) -> None:
+    """What options of the loop that are off by default bring."""
+    for title, (kind, batch) in bench.setting.networks.items():
+        for what in ("channels_last", "compile"):
+            if not bench.wants(f"{what}/{title}"):
+                continue
+            segmenter = network(kind).to(bench.fabric.device)
+            usual, other = (BareStep(bench, segmenter, batch) for _ in range(2))
+            if what == "compile":
+                other.network = torch.compile(other.network)  # type: ignore[assignment]
+            else:
+                other.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                other.images = other.images.contiguous(memory_format=torch.channels_last)
+            times = [[1e3 * bench.seconds(step) for step in (other, usual)] for _ in range(bench.setting.blocks + 2)]
+            bench.add(f"{what}/{title}", *map(list, zip(*times[2:], strict=True)), default=False, unit="ms")
+
+
 def memory_rows(bench: Bench, folder: Path) -> None:
     images = resized(open_images(folder / "jpeg"), Recipe())
     for title, (kind, batch) in bench.setting.networks.items():
@@ -440,6 +459,12 @@ def checkpoint_rows(bench: Bench, folder: Path) -> None:
         bench.add(f"checkpoint/{title}", ours, step, unit="s")
 
 
+ROWS = (
+    *(loss_rows, step_rows, variant_rows, memory_rows),
+    *(label_rows, prepare_rows, pass_rows, checkpoint_rows),
+)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -453,7 +478,16 @@ def main() -> None:
         folder = Path(name)
         for form, size in bench.setting.sizes.items():
             write_images(folder / form, form, size, bench.setting.images)
-        for measure in (loss_rows, step_rows, memory_rows, label_rows, prepare_rows, pass_rows, checkpoint_rows):
+        for measure in (
+            loss_rows,
+            step_rows,
+            variant_rows,
+            memory_rows,
+            label_rows,
+            prepare_rows,
+            pass_rows,
+            checkpoint_rows,
+        ):
             measure(bench, folder)
     if not given.check:
         write(bench)
