@@ -19,6 +19,8 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     channels_last/NETWORK       a bare step in that memory format beside the usual one
     compile/NETWORK             a bare step through torch.compile, once it is compiled, beside the usual one
     memory/STAGE/NETWORK        bytes of a step at its peak, on a CPU what autograd keeps, with weights and optimiser
+    sample/KIND                 a sample of 512×1024 on one core, its image at hand, beside decoding such a JPEG;
+                                mixed: that two of them are mixed into one
     losses/NAME                 the stage's loss from logits, forward and backward, beside cross-entropy
     saved/NAME                  bytes that autograd keeps for it, beside cross-entropy
     labels/NETWORK/FORM         pass that makes stage 2's labels of whole images, beside inference
@@ -39,6 +41,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -50,8 +53,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from das3.data.images import Images
+from das3.data.mixing import class_mix
 from das3.data.open import open_images
-from das3.data.samples import Sample, Samples
+from das3.data.samples import Augmentation, Sample, Samples
 from das3.data.streets import Streets
 from das3.models import load_segmenter
 from das3.recipe import Recipe
@@ -334,6 +338,37 @@ def peak(bench: Bench, module: nn.Module, work: Callable[[Callable[[], None]], A
     return float(fixed() + saved.peak)
 
 
+def sample_rows(bench: Bench, folder: Path) -> None:
+    """What augmentation costs the processes that load images."""
+    if not any(bench.wants(f"sample/{kind}") for kind in (*SAMPLES, "mixed")):
+        return
+    size = (512, 1024)
+    write_images(folder / "samples", "jpeg", size, 1)
+    images, rng = open_images(folder / "samples"), np.random.default_rng(0)
+    image = images[0]
+    labels = np.kron(rng.integers(0, CLASSES, (32, 64), np.uint8), np.ones((16, 16), np.uint8))
+
+    def cut(view: Augmentation) -> Sample:
+        return view(image, {"labels": labels}, np.random.default_rng(1))
+
+    pair = [cut(Augmentation(size, flip=flip)) for flip in (False, True)]
+    works = {kind: partial(cut, Augmentation(size, **options)) for kind, options in SAMPLES.items()}
+    works["mixed"] = lambda: class_mix(*pair, np.random.default_rng(2))
+    for kind, work in works.items():
+        times = [[1e3 * seconds_of_thread(one) for one in (work, lambda: images[0])] for _ in range(13)][1:]
+        if bench.wants(f"sample/{kind}"):
+            bench.add(f"sample/{kind}", *map(list, zip(*times, strict=True)), unit="ms")
+
+
+SAMPLES: dict[str, dict[str, Any]] = {"plain": {}, "color": {"color": 0.3}, "blur": {"blur": 1.0}}
+
+
+def seconds_of_thread(work: Callable[[], Any]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
 def loss_rows(bench: Bench, folder: Path) -> None:
     images, batch = resized(open_images(folder / "jpeg"), Recipe()), 4
     forms = {stage: (stage, {}) for stage in STAGES} | {"pairwise": ("selftrain", {"pairwise_weight": 1.0})}
@@ -460,7 +495,7 @@ def checkpoint_rows(bench: Bench, folder: Path) -> None:
 
 
 ROWS = (
-    *(loss_rows, step_rows, variant_rows, memory_rows),
+    *(sample_rows, loss_rows, step_rows, variant_rows, memory_rows),
     *(label_rows, prepare_rows, pass_rows, checkpoint_rows),
 )
 
@@ -478,16 +513,7 @@ def main() -> None:
         folder = Path(name)
         for form, size in bench.setting.sizes.items():
             write_images(folder / form, form, size, bench.setting.images)
-        for measure in (
-            loss_rows,
-            step_rows,
-            variant_rows,
-            memory_rows,
-            label_rows,
-            prepare_rows,
-            pass_rows,
-            checkpoint_rows,
-        ):
+        for measure in ROWS:
             measure(bench, folder)
     if not given.check:
         write(bench)
