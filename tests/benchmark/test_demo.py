@@ -1,16 +1,22 @@
 """The demo, small; the whole of it is marked slow."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from das3.benchmark import demo
-from das3.benchmark.suites import Suite
+from das3.benchmark import demo, grid
+from das3.benchmark.cell import Cell
+from das3.benchmark.suites import Suite, streets, streets_demo
 from das3.cli import main
 from das3.data.streets import CLASS_NAMES, Streets
+from small_benchmark import run_here
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,8 +38,25 @@ def small() -> Suite:
     )
 
 
+@contextmanager
+def run_before(cell: Cell) -> Iterator[None]:
+    """In place of a process beside, which takes seconds to start."""
+    run_here(cell)
+    yield
+
+
+def test_the_demo_changes_nothing_of_das3() -> None:
+    """Its sets, network and source training are smaller than the benchmark's; the recipe is das3's own in both."""
+    small = streets_demo()
+    assert (small.options, small.steps) == ({}, None)
+    parts = ("source", "target", "test")
+    same = {part: replace(getattr(small, part), count=0, size=(0, 0)) for part in parts}
+    assert same == {part: replace(getattr(streets(), part), count=0, size=(0, 0)) for part in parts}
+
+
 def test_summary_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(demo, "streets", small)
+    monkeypatch.setattr(demo, "streets_demo", small)
+    monkeypatch.setattr(grid, "_beside", run_before)
     out = tmp_path / "demo"
     given = ["demo", "--out", str(out), "--quiet"]
     assert main(given) == 0
@@ -61,6 +84,52 @@ def test_summary_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("das3.training.phases.train", lambda *args, **options: 1 / 0)
     assert main(given) == 0  # finished, it is not run again
     assert json.loads((out / "summary.json").read_text()) == summary
+
+
+def test_an_oracle_that_fails_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def broken(cell: Cell, *, quiet: bool = True) -> list[dict[str, object]]:
+        if cell.kind == "oracle":
+            raise ValueError("out of\nluck")
+        return []
+
+    monkeypatch.setattr(demo, "streets_demo", small)
+    monkeypatch.setattr(grid, "_beside", run_before)
+    monkeypatch.setattr(grid, "run_cell", broken)
+    assert main(["demo", "--out", str(tmp_path), "--quiet"]) == 2
+    assert "the oracle could not be trained: ValueError: out of luck" in capsys.readouterr().err
+
+
+def test_a_cell_beside_ends_with_the_block_or_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    over, seen = threading.Event(), []
+
+    class Process:
+        terminate = staticmethod(over.set)
+
+    def run(cell: str, threads: int, alive: set[Process]) -> None:
+        alive.add(process := Process())
+        seen.append("begun")
+        started.set()
+        assert over.wait(60)
+        seen.append("over")
+        alive.discard(process)
+
+    monkeypatch.setattr(grid, "_in_process", run)
+    started = threading.Event()
+    with grid._beside("cell"):  # type: ignore[arg-type]
+        started.wait(60)
+        over.set()
+    assert seen == ["begun", "over"]
+    started.clear()
+    over.clear()
+
+    def interrupted() -> None:
+        with grid._beside("cell"):  # type: ignore[arg-type]
+            started.wait(60)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == ["begun", "over"] * 2
 
 
 @pytest.mark.slow

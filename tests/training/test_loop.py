@@ -1,6 +1,7 @@
 import math
 import threading
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,14 @@ def test_the_classifiers_rate():
 def test_a_loss_that_is_not_finite_is_named():
     with pytest.raises(TrainingError, match=r"diverging.*supervised\.lr"):
         fit(tiny(), LoopOptions(batch_size=2, log_every=2), StageOptions(steps=4), Diverging)
+
+
+def test_compiled_code_is_refused_on_several_devices():
+    fabric = SimpleNamespace(world_size=2, setup=lambda *given: pytest.fail("it was not refused"))
+    segmenter = tiny()
+    with pytest.raises(RecipeError, match="compile=on is for one device; leave it out with several"):
+        train(fabric, segmenter, Supervised(StageOptions(steps=1)), samples(), LoopOptions(compile="on"), seed=(0, 0))
+    assert not segmenter.training
 
 
 def test_learning_rate_rises_then_falls_to_zero():

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from das3 import __version__
-from das3.benchmark.grid import run_seed
-from das3.benchmark.suites import streets
-from das3.data.streets import PALETTE, Streets
+from das3.benchmark.grid import packed_suite, run_seed
+from das3.benchmark.suites import streets_demo
+from das3.data.labels import Labelled
+from das3.data.streets import PALETTE
 from das3.data.visualize import colorize, grid
 from das3.evaluation.predict import predict_labels
 from das3.files import write_atomically
@@ -29,21 +30,24 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]
 
     Args:
         out: folder; gets source/, das3/ (the adaptation's run folder, with report.html) and oracle/, domains.png,
-            before_after.png and summary.json. An interrupted demo goes on where it stopped.
+            before_after.png, summary.json and the rendered streets, in data/. An interrupted demo goes on where it
+            stopped.
         seed: of the source model and the adaptation.
         quiet: show no progress.
 
     Returns:
         Contents of summary.json: rows source, align, selftrain, propagate and oracle, and the gap closed.
     """
-    suite = streets()
+    if not (quiet or (out / "data").exists()):
+        print("rendering streets")
+    suite = packed_suite(streets_demo(), out / "data")  # rendered once, for both processes and the pictures
     rows = run_seed(suite, seed, out, quiet=quiet)
     stages = [{"name": r["stage"], **{k: r[k] for k in ("miou", "per_class_iou", "seconds")}} for r in rows]
     summary = {"stages": stages, "gap_closed": rows[-2]["gap_closed"], "seed": seed, "das3": __version__}
     write_atomically(out / "summary.json", json.dumps(summary, indent=1).encode())
-    _draw(out, suite.source(), suite.test())  # type: ignore[arg-type, misc]
+    _draw(out, suite.source(), suite.test())  # type: ignore[misc]
     before, after = (load_segmenter(out / kind) for kind in ("source", "das3"))
-    target: Streets = suite.target()  # type: ignore[assignment]
+    target: Labelled = suite.target()  # type: ignore[assignment]
     write_report(out / "das3", incoming=before, adapted=after, images=target.images)
     return summary
 
@@ -66,7 +70,7 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _draw(out: Path, source: Streets, test: Streets) -> None:
+def _draw(out: Path, source: Labelled, test: Labelled) -> None:
     examples = [(s.image(i), colorize(s.label(i), PALETTE)) for i in range(4) for s in (source, test)]
     rows = [[*examples[i], *examples[i + 1]] for i in range(0, len(examples), 2)]
     _save(out / "domains.png", rows, ["source domain", "its labels", "target domain", "its labels"])

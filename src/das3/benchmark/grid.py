@@ -10,7 +10,6 @@ share are run once.
 
 from __future__ import annotations
 
-import functools
 import json
 import multiprocessing
 import os
@@ -18,8 +17,9 @@ import shutil
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -49,7 +49,7 @@ from das3.benchmark.suites import Suite
 from das3.data.cache import fingerprint, open_packed, pack
 from das3.data.images import Images
 from das3.data.labels import Labelled
-from das3.errors import Das3Error, DataError, RecipeError
+from das3.errors import Das3Error, DataError, RecipeError, TrainingError
 from das3.evaluation.metrics import gap_closed
 from das3.files import write_atomically
 from das3.recipe import Recipe, RunOptions, add_options, from_namespace, plain_message
@@ -57,7 +57,7 @@ from das3.recipes.old_names import refuse_old_names
 from das3.training.phases import phases_of
 from das3.training.supervised import SourceRecipe
 
-__all__ = ["run_benchmark", "run_seed"]
+__all__ = ["packed_suite", "run_benchmark", "run_seed"]
 
 T = TypeVar("T")
 Data = Mapping[str, Images | Labelled]
@@ -145,26 +145,63 @@ def _methods(names: Sequence[str], suite: Suite) -> dict[str, dict[str, Any]]:
     return {**found, Advent.name: {}} if advent or ("all" in names and suite.source) else found
 
 
+def packed_suite(suite: Suite, folder: Path) -> Suite:
+    """The suite with its images decoded or rendered once, into files in `folder`.
+
+    Raises:
+        DataError: if its sets don't fit together.
+    """
+    return _packed(suite, _opened(suite), folder)
+
+
 def run_seed(suite: Suite, seed: int, folder: Path, *, quiet: bool = False) -> list[Row]:
-    """Source model, das3 and oracle of one seed, in this process.
+    """Source model, das3 and oracle of one seed; das3 in this process, the oracle in another one beside it.
 
     Args:
-        suite: the shift.
+        suite: the shift; its target has labels, and its sets can be sent to a process, see `packed_suite`.
         seed: of everything.
         folder: gets source/, das3/ and oracle/; what is finished in it, with the present options, is kept.
         quiet: show no progress.
 
     Returns:
-        Rows as of `run_benchmark`.
+        Rows as of `run_benchmark`, those of the oracle last.
+
+    Raises:
+        TrainingError: if the oracle's process failed.
     """
-    source = functools.cache(suite.source) if suite.source else None  # opened, and rendered, once
-    suite = replace(suite, source=source, target=functools.cache(suite.target), test=functools.cache(suite.test))
     cells = plan(suite, _opened(suite), find_methods(["das3"]), [seed], folder, {}, 0)
-    cells = [replace(cell, folder=folder) for cell in (cells[0], cells[2], cells[1])]  # the oracle comes last
-    _refuse_mismatches(cells, redo=True)
-    rows = [row for cell in cells for row in run_cell(cell, quiet=quiet)]
+    source, oracle, das3 = (replace(cell, folder=folder) for cell in cells)
+    _refuse_mismatches([source, oracle, das3], redo=True)
+    run_cell(source, quiet=quiet)
+    with _beside(oracle):
+        run_cell(das3, quiet=quiet)
+    if oracle.rows() is None:
+        raise TrainingError(f"the oracle could not be trained: {_why(oracle)}")
+    rows = [row for cell in (source, das3, oracle) for row in _rows_of(cell)]
     _add_gaps(rows)
     return rows
+
+
+@contextmanager
+def _beside(cell: Cell) -> Iterator[None]:
+    """Run a cell in a process of one thread beside the work in the block, which has a thread less; both end here.
+
+    A small network does not keep two cores busy, but two networks do.
+    """
+    alive: set[BaseProcess] = set()
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(_in_process, cell, 1, alive)
+        try:
+            torch.set_num_threads(max(1, threads - 1))
+            yield
+            running.result()
+        except BaseException:
+            for process in tuple(alive):
+                process.terminate()
+            raise
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _opened(suite: Suite) -> Data:

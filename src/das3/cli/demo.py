@@ -1,4 +1,4 @@
-"""`das3 demo`: everything on rendered streets, in minutes, without data."""
+"""`das3 demo`: everything on rendered streets, in two minutes, without data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from das3.cli.options import add_flags
 __all__ = ["HELP", "add", "run"]
 
 HELP = """
-Streets are rendered, a small model is trained on sunny ones and adapted to dusk, in minutes on two CPU cores.
+Streets are rendered, a small model is trained on sunny ones and adapted to dusk, in two minutes on two CPU cores.
 """
 
 

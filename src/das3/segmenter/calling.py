@@ -19,12 +19,14 @@ __all__ = ["evaluating", "main_logits"]
 def evaluating(model: nn.Module) -> Iterator[None]:
     """In evaluation mode, each layer put back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if any(training for _, training in modes):
+        model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:  # setting it is slow, and small images are predicted by the thousand
+                module.training = mode
 
 
 def main_logits(output: Any, key: str | int | None = None) -> Tensor:
