@@ -59,15 +59,20 @@ def test_the_source_s_statistics_stay_unless_others_are_clearly_more_consistent(
     [
         (0.80, 0.01, 0.0),  # images that look like the source's
         (0.80, 0.05, 1.0),  # they don't, and the model is no less consistent
-        (0.76, 0.05, 1.0),
+        (0.78, 0.05, 1.0),
         (0.80, 0.02, 0.0),
         (0.80, 0.03, 1.0),
-        (0.74, 0.05, 0.0),  # but not at any price
+        (0.77, 0.05, 0.0),  # but not at any price
         (0.84, 0.00, 1.0),
     ],
 )
 def test_images_that_look_unlike_the_source_s_take_the_target_s_statistics(target, shift, weight):
     assert best_weight({0.0: 0.80, 0.5: 0.79, 1.0: target}, shift) == weight
+
+
+def test_a_model_that_agrees_with_itself_loses_little_and_one_that_does_not_more():
+    assert best_weight({0.0: 0.40, 1.0: 0.34}, 0.06) == 1
+    assert best_weight({0.0: 0.99, 1.0: 0.96}, 0.06) == 0
 
 
 def test_appearance_shift_against_numpy(rng):

@@ -24,9 +24,9 @@ or more, the gain was 0.06 to 0.11, elsewhere at most 0.027 (docs/decisions/0020
 MIN_APPEARANCE_SHIFT = 0.025
 """Where the first layers' statistics are this far apart, see `appearance_shift`, images look unlike the source's: it is
 0.03 to 0.07 by night, under haze or inverted, and at most 0.015 on the same or a similar place by day."""
-MAX_CONSISTENCY_LOSS = 0.05
-"""Then the target's statistics may make the model this much less consistent: where they are better it was up to 0.03,
-where they are worse 0.1 and more."""
+MAX_DISAGREEMENT = 1.125
+"""Then the model may disagree with itself this many times as much under the target's statistics, disagreement being 1 −
+consistency: where they are better it was up to 1.09 times, where they are worse 1.16 to 1.47 (docs/decisions/0021)."""
 FIRST_LAYERS = 5
 """Layers that say how images look; later ones say what they show, which re-estimation should not undo."""
 MIN_IMAGES_FOR_STATISTICS = 4
@@ -101,7 +101,7 @@ def best_weight(consistency: Mapping[float, float], shift: float) -> float:
     best = max(consistency, key=lambda weight: consistency[weight])
     if consistency[best] >= consistency[0.0] + MIN_CONSISTENCY_GAIN:
         return best
-    return float(shift >= MIN_APPEARANCE_SHIFT and consistency[1.0] >= consistency[0.0] - MAX_CONSISTENCY_LOSS)
+    return float(shift >= MIN_APPEARANCE_SHIFT and 1 - consistency[1.0] <= MAX_DISAGREEMENT * (1 - consistency[0.0]))
 
 
 def appearance_shift(source: Sequence[NormStatistics], target: Sequence[NormStatistics]) -> float:
