@@ -16,6 +16,7 @@ from das3.data.archives import ArchivedImages
 from das3.data.image_files import ImageFiles
 from das3.data.images import Images
 from das3.files import os_error
+from das3.many_files import map_files
 
 __all__ = ["bytes_per_file", "file_digest", "file_digests", "image_digests", "weights_hash"]
 
@@ -47,11 +48,11 @@ def file_digest(path: Path, most: int) -> str:
 
     Times are left out: a copy has new ones. A compressed image that was edited differs nearly everywhere.
     """
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=12)
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.blake2b(str(size).encode(), digest_size=12)
         if size <= most:
-            while block := file.read(2**20):
+            while block := file.read(min(size + 1, 2**20)):  # memory of a MiB takes longer than reading a small file
                 digest.update(block)
         else:
             for begin in np.linspace(0, size - _BLOCK, most // _BLOCK).astype(np.int64).tolist():
@@ -75,8 +76,7 @@ def file_digests(names: Sequence[str], paths: Sequence[Path], most: int) -> dict
         except OSError as error:
             return f"not readable: {(os_error(error) or error).strerror}"
 
-    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        return dict(zip(names, pool.map(digest, paths), strict=True))
+    return dict(zip(names, map_files(digest, paths), strict=True))
 
 
 def image_digests(images: Images, most: int) -> Mapping[str, str]:

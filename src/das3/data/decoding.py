@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from das3.data.formats import Form, codec_samples, file_form, pillow_form, pillow_samples, tiff_samples
 from das3.data.medical import DICOM, dicom_form, dicom_samples
+from das3.data.quick_forms import quick_form
 from das3.errors import DataError
 from das3.text_files import describe_special
 
@@ -55,6 +56,8 @@ def probe(path: Path) -> Form:
     Raises:
         DataError: if it is no image.
     """
+    if (quick := quick_form(path)) is not None:
+        return quick
     with readable(path):
         _refuse_special(path)
         form = _header(path)

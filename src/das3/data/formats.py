@@ -23,6 +23,7 @@ __all__ = [
     "codec_samples",
     "file_form",
     "geo_tags",
+    "names_of_bands",
     "pillow_form",
     "pillow_samples",
     "tiff_library",
@@ -111,12 +112,13 @@ def pillow_form(image: Image.Image) -> Form:
         return Form(size, "float32", 1, pages, bits=32, plain=False)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         bands = 2 if image.mode == "LA" else 4
-        return Form(size, bands=bands, pages=pages, alpha=bands - 1, names=_names(bands - 1))
+        return Form(size, bands=bands, pages=pages, alpha=bands - 1, names=names_of_bands(bands - 1))
     bands = 1 if image.mode in ("1", "L") else 3
-    return Form(size, bands=bands, pages=pages, names=_names(bands))
+    return Form(size, bands=bands, pages=pages, names=names_of_bands(bands))
 
 
-def _names(bands: int) -> tuple[str, ...]:
+def names_of_bands(bands: int) -> tuple[str, ...]:
+    """Names of the bands of a picture."""
     return ("red", "green", "blue") if bands == 3 else ()
 
 
@@ -147,7 +149,7 @@ def _png_form(path: Path) -> Form | None:
     alpha = bands - 1 if bands in (2, 4) else None
     with Image.open(path) as image:
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    names = _names(bands - (alpha is not None))
+    names = names_of_bands(bands - (alpha is not None))
     return Form(
         _turned((height, width), orientation), "uint16", bands, alpha=alpha, names=names, reader="codec",
         orientation=orientation, bits=16, plain=False,
@@ -166,7 +168,7 @@ def _jp2_form(path: Path) -> Form | None:
     if depth == 0xFF or bits <= 8:
         return None
     dtype = f"{'int' if depth & 0x80 else 'uint'}{16 if bits <= 16 else 32}"
-    return Form((height, width), dtype, bands, names=_names(bands), reader="codec", bits=bits, plain=False)
+    return Form((height, width), dtype, bands, names=names_of_bands(bands), reader="codec", bits=bits, plain=False)
 
 
 def codec_samples(path: Path, form: Form) -> NDArray[Any]:

@@ -22,9 +22,9 @@ NIFTI = (".nii", ".nii.gz")
 """Suffixes of a NIfTI volume, each slice of which is an image."""
 
 
-def is_nifti(path: Path) -> bool:
+def is_nifti(path: str | Path) -> bool:
     """Whether a file is a NIfTI volume, by its name."""
-    return path.name.lower().endswith(NIFTI)
+    return str(path).lower().endswith(NIFTI)
 
 
 def dicom_form(path: Path) -> Form:

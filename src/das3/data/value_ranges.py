@@ -147,7 +147,7 @@ def find_pixels(
     """
     bands = tuple(bands) if bands is not None else recorded.bands if recorded else None
     nodata = nodata if nodata is not None else recorded.nodata if recorded else None
-    forms = [(name, seen_form(form, channels, bands)) for name, form in source.forms()]
+    forms = [(name, seen_form(form, channels, bands)) for name, form, _ in _distinct(source.forms())]
     plain = all(form.plain and form.nodata is None for _, form in forms)
     if plain and channels == 3 and recorded is None and all(o is None for o in (pixel_range, nodata, bands)):
         return None
@@ -161,6 +161,12 @@ def find_pixels(
     low, high = find_range(values, dtype, "auto" if pixel_range is None else pixel_range)
     pixels = replace(pixels, low=low, high=high)
     return replace(pixels, fill=_middle(values, pixels))
+
+
+def _distinct(forms: Sequence[tuple[str, Form]]) -> list[tuple[str, Form, int]]:
+    """Each form with the first image that has it, and with how many have: of very many images, a few objects."""
+    counts = Counter(id(form) for _, form in forms)
+    return [(name, form, counts.pop(id(form))) for name, form in forms if id(form) in counts]
 
 
 def _alike(known: str, new: str) -> bool:
@@ -197,16 +203,16 @@ def left_out(forms: Sequence[tuple[str, Form]], pixels: Pixels | None) -> str | 
     """What of the images is not used, in one line; None if all is."""
     channels, bands = (pixels.channels, pixels.bands) if pixels else (3, None)
     found: Counter[str] = Counter()
-    for name, stored in forms:
+    for name, stored, count in _distinct(forms):
         form = seen_form(stored, channels, bands)
         used = set(choose_bands(form, channels, bands, name)) if pixels or form.bands != 2 else {0}  # as Pillow does
         if form.alpha is not None and form.alpha not in used:
-            found["alpha"] += 1
+            found["alpha"] += count
         rest = [i + 1 for i in range(form.bands) if i not in used and i != form.alpha]
         if rest and bands is None:
-            found[f"band{'s' * (len(rest) > 1)} {_listed(rest)} of {form.bands}"] += 1
+            found[f"band{'s' * (len(rest) > 1)} {_listed(rest)} of {form.bands}"] += count
         if form.pages > 1:
-            found["pages after the first"] += 1
+            found["pages after the first"] += count
     if not found:
         return None
     parts = [f"{what} ({count} of {len(forms)} images)" for what, count in found.most_common()]

@@ -1,0 +1,135 @@
+"""The form of plain JPEG and PNG files from their first bytes, as Pillow would give it, in a tenth of the time.
+
+Of 100,000 images Pillow takes half a minute to open the JPEG files, and hours to see that no PNG file has its
+orientation after its pixels, for which it decodes them. What is out of the ordinary is left to Pillow: metadata that
+may turn the image, transparency, other depths, and damage, so that one place says what is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from das3.data.formats import Form, names_of_bands
+
+__all__ = ["quick_form"]
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_HEAD = 8192
+_BINARY = getattr(os, "O_BINARY", 0)  # of Windows
+_LARGEST = 2**31  # pixels
+_SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_SOS, _DQT, _APP2 = 0xDA, 0xDB, 0xE2
+_IGNORED = (0xC4, 0xDD, 0xE0, 0xEE, 0xFE)  # Huffman tables, restart interval, JFIF, Adobe, comment
+_SEGMENT = struct.Struct(">BBH").unpack_from
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_BANDS = {0: 1, 2: 3, 3: 3}  # colour type → bands; palettes become RGB
+_HARMLESS = (b"PLTE", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs", b"bKGD", b"tIME", b"hIST", b"tEXt")
+"""PNG chunks that have no say in what is read here."""
+
+
+def quick_form(path: Path) -> Form | None:
+    """The form of an ordinary JPEG or PNG file of 8 bits; None for any other file, and where Pillow has to look.
+
+    It may be called in threads, which Pillow's reading may not: that sets the process's filters of warnings.
+    """
+    name = str(path)
+    if not name.lower().endswith(_SUFFIXES):
+        return None
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a named pipe would wait forever
+            return None
+        file = os.open(name, os.O_RDONLY | _BINARY)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return None
+    try:
+        head = os.read(file, _HEAD)
+        if head.startswith(b"\xff\xd8\xff"):
+            return _jpeg_form(head)
+        return _png_form(head, file) if head.startswith(_PNG) else None
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+
+
+@lru_cache(1024)
+def _picture(height: int, width: int, bands: int) -> Form:
+    """One object for all images of a size, which are very many."""
+    return Form((height, width), bands=bands, names=names_of_bands(bands))
+
+
+def _jpeg_form(head: bytes) -> Form | None:
+    """Goes through the segments up to the pixels."""
+    at, form, size = 2, None, len(head)
+    while at + 4 <= size:
+        mark, kind, length = _SEGMENT(head, at)
+        end = at + 2 + length
+        if mark != 0xFF or length < 2 or end > size:
+            return None
+        if kind == _SOS:
+            return form
+        if kind in _SOF and form is None:
+            form = _frame(head[at + 4 : end])
+            if form is None:
+                return None
+        elif kind not in _IGNORED and not _is_harmless(kind, head[at + 4 : end]):
+            return None
+        at = end
+    return None
+
+
+def _frame(data: bytes) -> Form | None:
+    if len(data) < 6:
+        return None
+    bits, height, width, bands = struct.unpack_from(">BHHB", data)
+    usual = bits == 8 and bands in (1, 3) and len(data) == 6 + 3 * bands and 0 < height * width <= _LARGEST
+    return _picture(height, width, bands) if usual else None
+
+
+def _is_harmless(kind: int, data: bytes) -> bool:
+    """Whether a segment has no say in size, bands and orientation, and nothing is wrong with it."""
+    if kind == _DQT:
+        return len(data) % 65 == 0
+    if kind == _APP2:  # may also hold further pictures
+        return data.startswith(b"ICC_PROFILE\0")
+    return False
+
+
+def _png_form(head: bytes, file: int) -> Form | None:
+    """Goes through the chunks to the last one: what turns an image may come after its pixels."""
+    if len(head) < 33:
+        return None
+    width, height, bits, color, *_ = struct.unpack_from(">IIBBBBB", head, 16)
+    if head[8:16] != b"\0\0\0\rIHDR" or bits != 8 or color not in _PNG_BANDS or not 0 < height * width <= _LARGEST:
+        return None
+    at, pixels = 8, False
+    while True:
+        start = head[at : at + 8] if at + 8 <= len(head) else _read(file, at)
+        if len(start) < 8:
+            return None
+        length, kind = struct.unpack(">I4s", start)
+        end = at + 12 + length
+        if kind == b"IEND":
+            return _picture(height, width, _PNG_BANDS[color]) if pixels and length == 0 else None
+        if kind == b"IDAT":
+            pixels = True
+        elif not (at == 8 or kind in _HARMLESS) or not _is_sound(head, at, end):
+            return None
+        at = end
+
+
+def _read(file: int, at: int) -> bytes:
+    os.lseek(file, at, os.SEEK_SET)
+    return os.read(file, 8)
+
+
+def _is_sound(head: bytes, at: int, end: int) -> bool:
+    """Whether a chunk is among the first bytes, as it was written, and no text that Pillow takes for EXIF data."""
+    if end > len(head) or head[at + 8 :].startswith(b"Raw profile"):
+        return False
+    return zlib.crc32(head[at + 4 : end - 4]) == int.from_bytes(head[end - 4 : end], "big")
