@@ -208,9 +208,9 @@ def judge(_: argparse.Namespace) -> None:
 
 
 def _candidate(known: Mapping[str, Any]) -> Candidate:
-    """Of the signals the rule looks at the entropy alone."""
+    """Of the signals the rule looks at the entropy alone, which older rows do not have."""
     given = {k: v for k, v in known.items() if k not in ("miou", "entropy")}
-    return Candidate(signals=Signals(known.get("entropy", 0.0), 0.0, 0.0, {}, {}, []), **given)
+    return Candidate(signals=Signals(known.get("entropy", float("nan")), 0.0, 0.0, {}, {}, []), **given)
 
 
 def _in_order(candidates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from das3.selection.signals import Signals
 from worlds import pointwise_network
 
 pytestmark = pytest.mark.usefixtures("seeded")
-SIGNALS = Signals(0.1, 0.5, 1.0, {"mirror": 1.0}, {"mirror": 0.8}, [0.5, 0.5])
+SIGNALS = Signals(0.15, 0.5, 1.0, {"mirror": 1.0}, {"mirror": 0.8}, [0.5, 0.5])
 
 
 UNTRAINED = {"consistency": 0.8, "share_shift": 0.0, "sure_agreement": 1.0, "agreement": 1.0}
@@ -172,6 +172,8 @@ def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(ch
         ({"least_share": 0.74}, "74%"),
         ({"consistency": 0.8}, None),
         ({"consistency": 0.79}, "less consistent"),
+        ({"signals": replace(SIGNALS, entropy=0.061)}, None),
+        ({"signals": replace(SIGNALS, entropy=0.059)}, "sure of nearly everything"),
     ],
 )
 def test_blends_with_a_stage_that_did_harm_to_a_model_that_fits_are_not_taken(change, word):

@@ -59,6 +59,9 @@ MIN_AGREEMENT = 0.6
 """There a blend has to agree so far with the incoming model, as mean IoU of the labels,"""
 MIN_SHARE_LEFT = 0.75
 """and each class has to keep this part of its share: rare ones go first where training does harm."""
+MIN_ENTROPY_LEFT = 0.4
+"""Training has to leave a model that fits this part of its entropy: it was 0.46 and more where blends gain, 0.14 to 0.41
+where the model had learnt its own labels by heart (docs/decisions/0028)."""
 MIN_IMAGES = 4
 """Of fewer images the signals say how well they were learnt by heart."""
 MIN_SHARE = 0.002
@@ -281,6 +284,9 @@ def _went_wrong(untrained: Candidate, last: Candidate) -> str | None:
         return f"training gave {last.share_shift:.0%} of the pixels to other classes, though the model fitted"
     if last.least_share < MIN_SHARE_LEFT:
         return f"training left a class only {last.least_share:.0%} of its pixels, though the model fitted"
+    before, after = untrained.signals.entropy, last.signals.entropy
+    if after < MIN_ENTROPY_LEFT * before:
+        return f"training made the model sure of nearly everything (mean entropy {after:.3f} after {before:.3f})"
     if last.consistency < untrained.consistency:
         return f"training made the model less consistent ({last.consistency:.3f} after {untrained.consistency:.3f})"
     return None
