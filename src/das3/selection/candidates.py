@@ -60,8 +60,8 @@ MIN_AGREEMENT = 0.6
 MIN_SHARE_LEFT = 0.75
 """and each class has to keep this part of its share: rare ones go first where training does harm."""
 MIN_ENTROPY_LEFT = 0.4
-"""Training has to leave a model that fits this part of its entropy: it was 0.46 and more where blends gain, 0.14 to 0.41
-where the model had learnt its own labels by heart (docs/decisions/0028)."""
+"""Training has to leave a model that fits this part of its entropy: it was 0.46 and more where blends gain, 0.14 to
+0.41 where the model had learnt its own labels by heart (docs/decisions/0028)."""
 MIN_IMAGES = 4
 """Of fewer images the signals say how well they were learnt by heart."""
 MIN_SHARE = 0.002
