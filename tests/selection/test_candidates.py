@@ -11,7 +11,7 @@ from das3.selection.signals import Signals
 from worlds import pointwise_network
 
 pytestmark = pytest.mark.usefixtures("seeded")
-SIGNALS = Signals(0.15, 0.5, 1.0, {"mirror": 1.0}, {"mirror": 0.8}, [0.5, 0.5])
+SIGNALS = Signals(0.25, 0.5, 1.0, {"mirror": 1.0}, {"mirror": 0.8}, [0.5, 0.5])
 
 
 UNTRAINED = {"consistency": 0.8, "share_shift": 0.0, "sure_agreement": 1.0, "agreement": 1.0}
@@ -172,8 +172,8 @@ def test_there_the_last_stage_is_judged_as_where_statistics_were_re_estimated(ch
         ({"least_share": 0.74}, "74%"),
         ({"consistency": 0.8}, None),
         ({"consistency": 0.79}, "less consistent"),
-        ({"signals": replace(SIGNALS, entropy=0.061)}, None),
-        ({"signals": replace(SIGNALS, entropy=0.059)}, "sure of nearly everything"),
+        ({"signals": replace(SIGNALS, entropy=0.101)}, None),
+        ({"signals": replace(SIGNALS, entropy=0.099)}, "sure of nearly everything"),
     ],
 )
 def test_blends_with_a_stage_that_did_harm_to_a_model_that_fits_are_not_taken(change, word):
@@ -226,3 +226,14 @@ def test_signals_of_candidates_are_measured_against_the_untrained_model():
     seen = {name for name, share in zip("abc", shares.tolist(), strict=True) if share > 0.01}
     assert set(second.lost) >= seen - {"a"}
     assert second.share_shift == pytest.approx(1 - shares[0].item(), abs=0.03)
+
+
+@pytest.mark.parametrize(("entropy", "chosen"), [(0.19, "50%"), (0.2, "propagate")])
+def test_a_model_that_is_sure_of_the_images_fits_them_whatever_the_statistics_say(entropy, chosen):
+    first = replace(incoming(), signals=replace(SIGNALS, entropy=entropy))
+    assert choose([first, statistics(), *blends(), candidate("propagate", "stage")]).chosen == chosen
+
+
+def test_and_where_nothing_is_to_be_trusted_it_is_handed_back_as_it_came():
+    first = replace(incoming(), signals=replace(SIGNALS, entropy=0.1))
+    assert choose([first, statistics(), candidate("propagate", "stage", lost=["car"])]).chosen == "incoming"

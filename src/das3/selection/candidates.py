@@ -39,6 +39,9 @@ MIN_ENTROPY = 0.26
 """Where nothing can be told by norm statistics, a model whose mean entropy is this share of log C does not fit the
 images: it is 0.13 to 0.24 on the same or a similar place, 0.28 to 0.46 by night, in another country, inverted or at
 another scale (docs/decisions/0024)."""
+SURE = 0.2
+"""A model of lower mean entropy fits the images, even if the target's statistics make it more consistent: it was 0.16 on
+the same place, 0.24 and more where these statistics or what followed helped (docs/decisions/0030)."""
 MIN_CONSISTENCY_GAIN = 0.15
 """And training has to make such a model this much more consistent: it was 0.19 to 0.40 on large shifts, 0.05 for a
 model that was unsure on a place much like its source's."""
@@ -230,8 +233,8 @@ def _anchor(kinds: Sequence[Kind]) -> int:
 def choose(candidates: Sequence[Candidate], images: int | None = None, *, statistics_tried: bool = True) -> Verdict:
     """The most trained candidate of which nothing says that it is worse than the untrained model; else that model.
 
-    Where the target's statistics make the untrained model more consistent, the shift is large, and what the stages made
-    of it is preferred; likewise where a network without such statistics was unsure of many pixels and learnt to be much
+    Where the target's statistics make the untrained model more consistent, and it was not sure of the images as it came
+    in, the shift is large, and what the stages made of it is preferred; likewise where a network without such statistics was unsure of many pixels and learnt to be much
     more consistent. Elsewhere the incoming model fits the images already: then weights half way between its own and the
     trained ones are all that is taken, which are rarely worse than either (WiSE-FT), and only if they stay near it
     and training did not go far.
@@ -246,11 +249,13 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
     untrained = candidates[_anchor([c.kind for c in candidates])]
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
     enough = not statistics_tried and (images is None or images >= MIN_IMAGES_TO_LEARN)
-    shifted = untrained.kind == "statistics" or (enough and _learnt_much(untrained, trained))
     incoming = candidates[0]
+    restated = untrained.kind == "statistics" and not incoming.signals.entropy < SURE
+    shifted = restated or (enough and _learnt_much(untrained, trained))
     rejected = _rejections(untrained, incoming, trained, shifted, images)
     accepted = [c for c in trained if c.name not in rejected]
-    fallback = max(incoming, untrained, key=lambda c: c.consistency)  # the incoming model if they are equal
+    # The incoming model if they are equal.
+    fallback = max(incoming, untrained, key=lambda c: c.consistency) if shifted else incoming
     chosen = accepted[-1] if accepted else fallback
     return Verdict(
         chosen.name,
