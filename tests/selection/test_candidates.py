@@ -33,7 +33,7 @@ def candidate(name, kind, **changes):
 
 def incoming(**changes):
     return candidate(
-        "incoming", "incoming", consistency=0.8, share_shift=0.0, sure_agreement=1.0, agreement=1.0, **changes
+        "incoming", "incoming", consistency=0.8, share_shift=0.0, sure_agreement=1.0, agreement=0.6, **changes
     )
 
 
@@ -84,7 +84,7 @@ def test_a_candidate_that_is_not_to_be_trusted_is_never_chosen(change, word, unt
 @pytest.mark.parametrize(
     "change",
     [
-        {"share_shift": 0.3},
+        {"share_shift": 0.2},
         {"sure_agreement": 0.7},
         {"lost": ["pole"], "seen": 7},
         {"consistency": 0.77},
@@ -228,12 +228,20 @@ def test_signals_of_candidates_are_measured_against_the_untrained_model():
     assert second.share_shift == pytest.approx(1 - shares[0].item(), abs=0.03)
 
 
-@pytest.mark.parametrize(("entropy", "chosen"), [(0.19, "50%"), (0.2, "propagate")])
-def test_a_model_that_is_sure_of_the_images_fits_them_whatever_the_statistics_say(entropy, chosen):
-    first = replace(incoming(), signals=replace(SIGNALS, entropy=entropy))
+@pytest.mark.parametrize(
+    ("agreement", "entropy", "chosen"),
+    [(0.74, 0.3, "50%"), (0.72, 0.3, "propagate"), (0.74, 0.32, "propagate")],
+)
+def test_a_model_that_is_sure_and_keeps_its_labels_fits_whatever_the_statistics_say(agreement, entropy, chosen):
+    first = replace(incoming(), agreement=agreement, signals=replace(SIGNALS, entropy=entropy))
     assert choose([first, statistics(), *blends(), candidate("propagate", "stage")]).chosen == chosen
 
 
 def test_and_where_nothing_is_to_be_trusted_it_is_handed_back_as_it_came():
-    first = replace(incoming(), signals=replace(SIGNALS, entropy=0.1))
+    first = replace(incoming(), agreement=0.9, signals=replace(SIGNALS, entropy=0.1))
     assert choose([first, statistics(), candidate("propagate", "stage", lost=["car"])]).chosen == "incoming"
+
+
+@pytest.mark.parametrize(("share_shift", "chosen"), [(0.24, "propagate"), (0.26, "statistics")])
+def test_after_re_estimated_statistics_class_shares_change_less(share_shift, chosen):
+    assert choose([incoming(), statistics(), candidate("propagate", "stage", share_shift=share_shift)]).chosen == chosen
