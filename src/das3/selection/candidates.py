@@ -257,8 +257,8 @@ def choose(candidates: Sequence[Candidate], images: int | None = None, *, statis
     trained = [c for c in candidates if c.kind not in ("incoming", "statistics")]
     enough = not statistics_tried and (images is None or images >= MIN_IMAGES_TO_LEARN)
     incoming = candidates[0]
-    restated = untrained.kind == "statistics"
-    shifted = not _fits(incoming) if restated else enough and _learnt_much(untrained, trained)
+    reestimated = untrained.kind == "statistics"
+    shifted = not _fits(incoming) if reestimated else enough and _learnt_much(untrained, trained)
     rejected = _rejections(untrained, incoming, trained, shifted, images)
     accepted = [c for c in trained if c.name not in rejected]
     # The incoming model if they are equal.
