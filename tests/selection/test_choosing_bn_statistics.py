@@ -10,7 +10,6 @@ from torch import nn
 from das3.norms import NormStatistics, batch_norms
 from das3.selection import bn_statistics
 from das3.selection.bn_statistics import appearance_shift, best_weight, choose_bn_statistics, sample_batches
-from das3.selection.signals import COLOR_VIEWS, Signals
 from worlds import network, pointwise_network, stage_context
 
 pytestmark = pytest.mark.usefixtures("seeded")
@@ -20,11 +19,7 @@ def choose(segmenter, folder, monkeypatch, consistency, count=6):
     """The choice where the model is as consistent as said at each weight of the target's statistics."""
     told = iter(consistency)
 
-    def measured(segmenter, batches, rgb):
-        agreement = next(told)
-        return Signals(0.1, 0.5, 1.0, {}, dict.fromkeys(COLOR_VIEWS, agreement), [1.0])
-
-    monkeypatch.setattr(bn_statistics, "measure_signals", measured)
+    monkeypatch.setattr(bn_statistics, "measure_color_consistency", lambda segmenter, batches, rgb: next(told))
     monkeypatch.setattr(bn_statistics, "appearance_shift", lambda source, target: 0.0)
     context = stage_context(segmenter, folder, count=count)
     return choose_bn_statistics(context, sample_batches(context))

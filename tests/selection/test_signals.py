@@ -17,6 +17,7 @@ from das3.selection.signals import (
     agreement,
     class_shares,
     ensemble_agreement,
+    measure_color_consistency,
     measure_signals,
     neighbourhood_density,
     share_shift,
@@ -124,6 +125,7 @@ class Brightness(nn.Module):
 def test_a_model_is_consistent_under_what_it_does_not_look_at() -> None:
     images = [torch.rand(3, 3, 16, 20, generator=torch.Generator().manual_seed(6)) for _ in range(2)]
     model = Brightness().train()
+    assert measure_color_consistency(model, images) == pytest.approx(measure_signals(model, images).color_consistency)
     plain, half = measure_signals(model, images), measure_signals(Brightness(half=True), images)
     assert model.norm.training  # put back
     assert plain.consistency["mirror"] == plain.consistent_miou["mirror"] == 1

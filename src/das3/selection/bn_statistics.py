@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from das3.norms import NormStatistics, batch_norms, running_statistics
-from das3.selection.signals import measure_signals
+from das3.selection.signals import measure_color_consistency
 from das3.stages.context import StageContext
 
 __all__ = ["StatisticsChoice", "appearance_shift", "best_weight", "choose_bn_statistics", "sample_batches"]
@@ -85,7 +85,8 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
     consistency = {}
     for weight in TARGET_WEIGHTS:
         _set_blend(layers, source, target, weight)
-        consistency[weight] = measure_signals(context.segmenter, batches, context.rgb).color_consistency
+        with context.fabric.autocast():
+            consistency[weight] = measure_color_consistency(context.segmenter, batches, context.rgb)
     best = best_weight(consistency, shift)
     _set_blend(layers, source, target, best)
     return StatisticsChoice(best, _in_words(best, consistency, shift), consistency, source, target)

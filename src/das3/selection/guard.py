@@ -130,9 +130,10 @@ class Guard:
     def verdict(self) -> Verdict:
         """Choose among the candidates and give the model the chosen weights."""
         states = self._candidates()
-        candidates = measure_candidates(
-            self.segmenter, states, self.batches, self.segmenter.class_names, self.context.rgb
-        )
+        with self.context.fabric.autocast():
+            candidates = measure_candidates(
+                self.segmenter, states, self.batches, self.segmenter.class_names, self.context.rgb
+            )
         tried = self.statistics is None or bool(self.statistics.source)
         verdict = choose(candidates, len(self.context.images), statistics_tried=tried)
         chosen = next(state for state in states if state.name == verdict.chosen)
@@ -183,7 +184,8 @@ class Guard:
     def _class_shares(self) -> Tensor:
         counts = torch.zeros(self.segmenter.num_classes, dtype=torch.float64)
         for images in self.batches:
-            labels = most_likely(self.segmenter(images), 1).flatten().cpu()
+            with self.context.fabric.autocast():
+                labels = most_likely(self.segmenter(images), 1).flatten().cpu()
             counts += torch.bincount(labels, minlength=len(counts))
         return counts / counts.sum()
 

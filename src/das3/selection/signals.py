@@ -7,7 +7,7 @@ None of them is right always: a model can be sure and wrong, consistent and wron
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ __all__ = [
     "agreement",
     "class_shares",
     "ensemble_agreement",
+    "measure_color_consistency",
     "measure_signals",
     "neighbourhood_density",
     "share_shift",
@@ -197,7 +198,10 @@ def _seen(view: str, images: Tensor, rgb: Sequence[int] | None) -> Tensor:
 
 @torch.no_grad()
 def view_predictions(
-    segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None = None
+    segmenter: nn.Module,
+    batches: Sequence[Tensor],
+    rgb: Sequence[int] | None = None,
+    views: Iterable[str] = tuple(VIEWS),
 ) -> dict[str, list[Tensor]]:
     """Probabilities of images and of their `VIEWS`, each turned back onto the image.
 
@@ -205,11 +209,12 @@ def view_predictions(
         segmenter: B×3×H×W images in [0, 1] → logits B×C×h×w; run in evaluation mode, each layer's own mode restored.
         batches: of images, each of one size.
         rgb: the bands that are red, green and blue, where there are others as well.
+        views: names of those that are wanted.
 
     Returns:
         View, "plain" first → for each batch B×C×h×w float32 on the CPU, of `GRID` pixels on the longer side at most.
     """
-    found: dict[str, list[Tensor]] = {"plain": [], **{name: [] for name in VIEWS}}
+    found: dict[str, list[Tensor]] = {"plain": [], **{name: [] for name in views}}
     with evaluating(segmenter):
         for images in batches:
             size = _grid(images.shape[-2:])
@@ -228,6 +233,18 @@ def _grid(size: Sequence[int]) -> tuple[int, int]:
     return max(1, round(height * share)), max(1, round(width * share))
 
 
+def measure_color_consistency(
+    segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None = None
+) -> float:
+    """`Signals.color_consistency` alone, which takes fewer passes.
+
+    Args:
+        segmenter, batches, rgb: see `view_predictions`.
+    """
+    agreed = _agreements(view_predictions(segmenter, batches, rgb, COLOR_VIEWS))
+    return sum(miou for _, miou in agreed.values()) / len(agreed)
+
+
 def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None = None) -> Signals:
     """All signals of one model alone; some 30 images are enough.
 
@@ -240,8 +257,7 @@ def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequen
 def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
     """The signals of what `view_predictions` found."""
     plain = views["plain"]
-    labels = _joined([most_likely(probs, 1) for probs in plain])
-    agreed = {v: agreement(labels, _joined([most_likely(p, 1) for p in views[v]])) for v in VIEWS}
+    agreed = _agreements(views)
     entropies = torch.cat([entropy_of_probs(probs).mean(dim=(1, 2)) for probs in plain])
     means = torch.cat([probs.mean(dim=(2, 3)) for probs in plain])
     rows = torch.cat([probs.movedim(1, -1).flatten(0, 2) for probs in plain])
@@ -253,6 +269,13 @@ def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
         consistent_miou={v: miou for v, (_, miou) in agreed.items()},
         shares=class_shares(rows[:, :, None, None]).tolist(),
     )
+
+
+def _agreements(views: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[float, float]]:
+    """`agreement` of the labels of each view with the plain ones."""
+    labels = {name: _joined([most_likely(probs, 1) for probs in maps]) for name, maps in views.items()}
+    plain = labels.pop("plain")
+    return {name: agreement(plain, seen) for name, seen in labels.items()}
 
 
 def _joined(maps: Sequence[Tensor]) -> Tensor:

@@ -35,7 +35,7 @@ class ClassPriors(NamedTuple):
 
 
 def class_priors(context: StageContext) -> ClassPriors:
-    """The priors of the model that enters the stage, from its predictions for about 500 images, on the device."""
+    """The priors of the model that enters the stage, from its predictions for some images, on the device."""
 
     def summary(probs: Tensor) -> dict[str, Tensor]:
         won = torch.bincount(most_likely(probs, 0).flatten(), minlength=probs.shape[0])

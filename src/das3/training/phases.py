@@ -26,6 +26,7 @@ from das3.registry import find_stage
 from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import StatisticsChoice
 from das3.selection.candidates import Verdict
+from das3.selection.carried_statistics import put_statistics
 from das3.selection.guard import Guard, GuardMode, StageStopped
 from das3.stages import Stage, StageContext, StageOptions
 from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of, unfit
@@ -267,7 +268,11 @@ class _Progression:
         clock = _Clock(state["seconds"] if state else 0.0)
         context = self._context(number, name)
         if reestimation:
-            context.reestimate_bn()
+            chosen = self.outcome.statistics
+            if number == 0 and chosen and chosen.target:  # these weights' own, estimated for the choice
+                put_statistics(self.segmenter, chosen.target)
+            else:
+                context.reestimate_bn()
         samples = stage.prepare(context)
         self.outcome.pseudo_labels = stage.pseudo_labels or self.outcome.pseudo_labels
         start = None
