@@ -121,8 +121,11 @@ def test_rounds_are_phases(name):
         assert len(phases_of(recipe)) == rounds
 
 
-# How a step is computed, and watched; what the first three do has tests of its own.
-WATCHING = {"checkpoint_activations", "compile", "channels_last", "workers", "log_every", "checkpoint_every"}
+# How a step is computed, and watched; what the first four do has tests of its own.
+WATCHING = {
+    *("checkpoint_activations", "shard_weights", "compile", "channels_last"),
+    *("workers", "log_every", "checkpoint_every"),
+}
 
 
 @pytest.mark.parametrize("option", [f.name for f in dataclasses.fields(LoopOptions) if f.name not in WATCHING])

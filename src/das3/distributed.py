@@ -177,14 +177,15 @@ def wait_for_all() -> None:
 def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Replace the gradients by their mean over the processes, a few large sums at a time.
 
-    Parameters without a gradient keep none, as with one process. Which these are is the network's and the loss's
+    Parameters that are held in parts have had theirs averaged, see `das3.training.sharding`. Those without a gradient
+    keep none, as with one process. Which these are is the network's and the loss's
     affair and so is the same on every process.
     """
     if process_count() == 1:
         return
     bucket: list[Tensor] = []
     for parameter in parameters:
-        if parameter.grad is None:
+        if parameter.grad is None or hasattr(parameter, "full_tensor"):
             continue
         full = sum(g.numel() for g in bucket) + parameter.grad.numel() > GRADIENT_BUCKET
         if bucket and (full or bucket[0].dtype != parameter.grad.dtype):

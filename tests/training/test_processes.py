@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import chaos
@@ -15,7 +16,9 @@ import two_processes
 
 import worlds
 from das3.api import adapt
+from das3.distributed import process_rank
 from das3.models import load_segmenter
+from das3.training.sharding import sharded_weights
 from das3.training.supervised import SourceRecipe, train_source
 
 TOLERANCE = 1e-5
@@ -152,12 +155,29 @@ LONG = {**OPTIONS, "stages": ["align"], "align": {**OPTIONS["align"], "steps": 2
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 
 
+@pytest.fixture
+def parts(monkeypatch, tmp_path):
+    """Where each process writes which share of the network's values it holds while it is trained."""
+
+    @contextmanager
+    def watched(fabric, segmenter, stage):
+        count = sum(p.numel() for p in segmenter.parameters())
+        with sharded_weights(fabric, segmenter, stage):
+            held = sum(p.to_local().numel() for p in segmenter.parameters())
+            (tmp_path / f"part.{process_rank()}").write_text(str(held / count))
+            yield
+
+    monkeypatch.setattr("das3.training.loop.sharded_weights", watched)
+    return tmp_path
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
-def test_killed_in_the_middle_and_resumed(world, whole, tmp_path):
+@pytest.mark.parametrize("shard", [False, True])
+def test_killed_in_the_middle_and_resumed(world, whole, parts, tmp_path, shard):
     """Processes as torchrun would start them, forked from this one, where all that they import is loaded already."""
     out, log, said = tmp_path / "run", tmp_path / "log", tmp_path / "log.0.txt"
-    given = without_devices(command(world, out)[3:])
+    given = without_devices(command(world, out, options={**OPTIONS, "shard_weights": shard})[3:])
     numbers = chaos.start_all(given, log, 2)
     end = time.monotonic() + 240
     while len(lines_of(out)) < STEPS + 3:
@@ -171,6 +191,32 @@ def test_killed_in_the_middle_and_resumed(world, whole, tmp_path):
     assert chaos.run([*given, "--resume", "--quiet"], log, 2) == [0, 0], said.read_text()
     assert_equal_weights(whole, out)
     assert_written_once(out)
+    held = [float(path.read_text()) for path in parts.glob("part.*")]
+    assert len(held) == 2 * shard
+    assert sum(held) == pytest.approx(float(shard))
+    assert max(held, default=0) < 0.6
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
+@pytest.mark.parametrize("more", [{"ema_decay": 0.5, "checkpoint_activations": True}, {"channels_last": True}])
+@pytest.mark.slow
+def test_weights_that_are_shared_out_go_with_other_options(world, tmp_path, more):
+    options = {**OPTIONS, "stages": ["selftrain"], **more}
+    one = adapt(world / "trained", world / "target" / "images", out=tmp_path / "one", quiet=True, **options).folder
+    given = without_devices(command(world, tmp_path / "two", options={**options, "shard_weights": True})[3:])
+    said = tmp_path / "log.0.txt"
+    assert chaos.run([*given, "--quiet"], tmp_path / "log", 2) == [0, 0], said.read_text()
+    assert_equal_weights(one, tmp_path / "two")
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
+def test_a_stage_that_keeps_a_network_can_t_share_its_weights_out(world, tmp_path):
+    options = {**OPTIONS, "shard_weights": True, "stages": ["mean-teacher"], "mean_teacher": {"steps": 1}}
+    given = without_devices(command(world, tmp_path / "run", options=options)[3:])
+    assert chaos.run([*given, "--quiet"], tmp_path / "log", 2) == [2, 2]
+    assert "stage mean-teacher, which keeps a network of its own" in (tmp_path / "log.0.txt").read_text()
 
 
 def without_devices(arguments):

@@ -101,6 +101,8 @@ class LoopOptions:
             GPU, which would wait for images, and 0 on a CPU.
         checkpoint_activations: keep only the inputs of the network's blocks for the backward pass, and run the blocks
             again there: less memory for a third more time, the same gradients.
+        shard_weights: let each of several processes keep a part of the weights, their gradients and the optimiser's
+            state only (FSDP), for networks that a device does not hold with all of these.
         compile: run the network through `torch.compile`; "auto" does not, as it has not been measured to help. Dropout
             then drops other places.
         channels_last: keep images and the weights of convolutions in the memory format channels_last, which makes many
@@ -119,6 +121,7 @@ class LoopOptions:
     ema_decay: float = option(0.0, low=0, below=1, old="average")
     workers: int | Literal["auto"] = option("auto", low=0, high=1024)
     checkpoint_activations: bool = False
+    shard_weights: bool = False
     compile: Literal["auto", "on", "off"] = option("auto", choices=("auto", "on", "off"))
     channels_last: bool = False
     log_every: int = option(10, low=1)

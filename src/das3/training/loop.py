@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +30,7 @@ from das3.stages.base import Stage, parameter_groups
 from das3.stages.options import LoopOptions, StageOptions
 from das3.training.memory_format import as_channels_last, channels_last
 from das3.training.recompute import recomputed_blocks
+from das3.training.sharding import put_optimizer_state, sharded_weights, whole
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -150,8 +151,7 @@ def train(
     settings: StageOptions = stage.options
     if settings.steps == 0:
         return
-    recomputed = recomputed_blocks(segmenter.model) if options.checkpoint_activations else nullcontext()
-    with _trained(segmenter), recomputed, channels_last(segmenter) if options.channels_last else nullcontext():
+    with _trained(segmenter), _as_wished(fabric, segmenter, stage, options):
         groups = parameter_groups(segmenter, stage, options.weight_decay)
         if not groups:
             raise ModelError(
@@ -192,7 +192,7 @@ def train(
             if saving:
                 _refuse_not_finite(segmenter, stage.name, done)
                 averaged = ema.state_dict() if ema else None
-                save(StepState(done, optimizer.state_dict(), stage.state_dict(), averaged))
+                save(StepState(done, whole(optimizer.state_dict()), stage.state_dict(), averaged))
             if stopping:
                 raise Terminated
         if ema:
@@ -202,7 +202,7 @@ def train(
 def _continue(start: StepState, optimizer: Any, stage: Stage[Any], ema: ExponentialMovingAverage | None) -> None:
     """Put the optimiser, the stage and the average where they stood."""
     try:
-        optimizer.load_state_dict(start.optimizer)
+        put_optimizer_state(optimizer, start.optimizer)
         stage.load_state_dict(start.stage)
         if ema and start.ema:
             ema.load_state_dict(start.ema)
@@ -222,6 +222,19 @@ def _refuse_not_finite(segmenter: Segmenter, stage: str, step: int) -> None:
 
 def _remedy(stage: str) -> str:
     return f"start a new run with a lower {stage}.lr, or go on from the last checkpoint with --resume --precision 32"
+
+
+@contextmanager
+def _as_wished(fabric: Fabric, segmenter: Segmenter, stage: Stage[Any], options: LoopOptions) -> Iterator[None]:
+    """The segmenter as options of the loop change it while it is trained."""
+    with ExitStack() as changes:
+        if options.shard_weights:
+            changes.enter_context(sharded_weights(fabric, segmenter, stage))
+        if options.checkpoint_activations:
+            changes.enter_context(recomputed_blocks(segmenter.model))
+        if options.channels_last:
+            changes.enter_context(channels_last(segmenter))
+        yield
 
 
 @contextmanager

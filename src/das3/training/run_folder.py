@@ -55,6 +55,7 @@ NON_RESULT_OPTIONS = frozenset(
         "devices",
         "workers",
         "checkpoint_activations",
+        "shard_weights",
         "compile",
         "channels_last",
         "log_every",
