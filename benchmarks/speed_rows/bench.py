@@ -1,0 +1,185 @@
+"""The device, the clock, the rows, and the networks and images that they are measured with."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from das3.data.images import Images
+from das3.data.samples import Sample, Samples
+from das3.data.streets import Streets
+from das3.models import load_segmenter
+from das3.recipe import Recipe
+from das3.registry import find_stage
+from das3.segmenter import Segmenter, main_logits
+from das3.stages import StageContext
+from das3.training.loop import make_fabric
+
+STAGES = ("align", "selftrain", "propagate")
+CLASSES = 19
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured on a kind of device."""
+
+    networks: dict[str, tuple[str, int]]  # name → network, batch size
+    crop: tuple[int, int]
+    sizes: dict[str, tuple[int, int]]  # of files
+    images: int
+    prepared: tuple[int, ...]  # numbers of images that a stage is prepared for
+    block: int  # steps between two looks at the clock
+    blocks: int
+
+
+CPU = Setting(
+    networks={"small": ("small", 8), "segformer": ("segformer", 8)},
+    crop=(128, 192),
+    sizes={"jpeg": (128, 192), "png": (128, 192)},
+    images=16,
+    prepared=(50, 200),
+    block=1,
+    blocks=15,
+)
+GPU = Setting(
+    networks={
+        "small": ("small", 8),
+        "segformer": ("segformer", 8),
+        "deeplabv2-b2": ("deeplabv2", 2),
+        "deeplabv2-b4": ("deeplabv2", 4),
+    },
+    crop=(512, 1024),
+    sizes={"jpeg": (512, 1024), "png": (1024, 2048)},
+    images=32,
+    prepared=(500,),
+    block=5,
+    blocks=7,
+)
+
+
+class Bench:
+    """The device, the clock and the rows."""
+
+    def __init__(self, device: str, only: str) -> None:
+        self.fabric = make_fabric(device)
+        self.on_gpu = self.fabric.device.type == "cuda"
+        self.device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
+        self.setting = GPU if self.on_gpu else CPU
+        self.only, self.rows = only, []
+
+    def wants(self, name: str) -> bool:
+        return name.startswith(self.only)
+
+    def clock(self) -> float:
+        if not self.on_gpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        began = self.clock()
+        work()
+        return self.clock() - began
+
+    def add(self, name: str, ours: Sequence[float], bare: Sequence[float], *, default: bool = True, unit: str) -> None:
+        ratios = [one / other for one, other in zip(ours, bare, strict=True)]
+        low, high = np.quantile(ratios, [0.1, 0.9])
+        row = {
+            "name": name,
+            "device": self.device,
+            "default": default,
+            "ratio": round(statistics.median(ratios), 3),
+            "p10": round(float(low), 3),
+            "p90": round(float(high), 3),
+            f"das3_{unit}": round(statistics.median(ours), 3),
+            f"bare_{unit}": round(statistics.median(bare), 3),
+        }
+        print(json.dumps(row), flush=True)
+        self.rows.append(row)
+
+
+def network(kind: str) -> Segmenter:
+    """With random weights: what is counted does not depend on them."""
+    torch.manual_seed(0)
+    if kind == "segformer":
+        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+        return Segmenter(SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES)))
+    names = {"small": "das3:small", "deeplabv2": "das3:deeplabv2_resnet101"}
+    return load_segmenter(names[kind], num_classes=CLASSES)
+
+
+def write_images(folder: Path, form: str, size: tuple[int, int], number: int) -> None:
+    """Rendered streets, with as much noise as a camera's pictures have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    streets = Streets("target", min(number, 16), size=(128, 192))
+    for i in range(number):
+        picture = Image.fromarray(streets.image(i % 16)).resize(size[::-1], Image.Resampling.BICUBIC)
+        noise = np.random.default_rng(i).normal(0, 3, (*size, 3))
+        array = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
+        Image.fromarray(array).save(folder / f"{i:04d}.{'jpg' if form == 'jpeg' else 'png'}", quality=92)
+
+
+class Ready(Samples):
+    """Samples that were made before, over and over."""
+
+    def __init__(self, samples: Samples, number: int) -> None:
+        self.made = [samples[n] for n in range(number)]
+
+    def __getitem__(self, n: int) -> Sample:
+        return self.made[n % len(self.made)]
+
+
+class BareStep:
+    """A supervised step of a copy of the network on one batch that lies on the device."""
+
+    def __init__(self, bench: Bench, segmenter: Segmenter, batch: int) -> None:
+        self.fabric, self.network = bench.fabric, copy.deepcopy(segmenter.model).train()
+        self.network.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6)
+        height, width = bench.setting.crop
+        self.images = segmenter.preprocess(torch.rand(batch, 3, height, width, device=bench.fabric.device))
+        self.labels = torch.randint(CLASSES, (batch, height, width), device=bench.fabric.device)
+
+    def __call__(self) -> None:
+        loss = F.cross_entropy(upsampled(self.fabric, self.network, self.images), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def upsampled(fabric: Any, network_: nn.Module, images: Tensor) -> Tensor:
+    with fabric.autocast():
+        logits = main_logits(network_(images))
+    return F.interpolate(logits.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+@contextmanager
+def prepared(
+    bench: Bench, segmenter: Segmenter, images: Images, name: str, batch: int, **options: Any
+) -> Iterator[Any]:
+    """A stage with its samples and its context."""
+    with tempfile.TemporaryDirectory(prefix="das3-speed-") as folder:
+        kind = find_stage(name)
+        stage = kind(replace(kind.Options(), **options))
+        context = StageContext(bench.fabric, segmenter, images, Path(folder), (0, 0), bench.setting.crop, batch)
+        yield stage, stage.prepare(context), context
+
+
+def resized(images: Images, recipe: Recipe) -> Images:
+    """As a run sees them."""
+    return images.resized(None, cache_bytes=int(recipe.cache_gib * 2**30))

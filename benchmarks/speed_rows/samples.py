@@ -1,0 +1,88 @@
+"""Samples and losses alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from das3.data.mixing import class_mix
+from das3.data.open import open_images
+from das3.data.samples import Augmentation, Sample
+from das3.recipe import Recipe
+from das3.training.cost_estimate import _Saved
+from speed_rows.bench import CLASSES, STAGES, Bench, network, prepared, resized, write_images
+
+
+def sample_rows(bench: Bench, folder: Path) -> None:
+    """What augmentation costs the processes that load images."""
+    if not any(bench.wants(f"sample/{kind}") for kind in (*SAMPLES, "mixed")):
+        return
+    size = (512, 1024)
+    write_images(folder / "samples", "jpeg", size, 1)
+    images, rng = open_images(folder / "samples"), np.random.default_rng(0)
+    image = images[0]
+    labels = np.kron(rng.integers(0, CLASSES, (32, 64), np.uint8), np.ones((16, 16), np.uint8))
+
+    def cut(view: Augmentation) -> Sample:
+        return view(image, {"labels": labels}, np.random.default_rng(1))
+
+    pair = [cut(Augmentation(size, flip=flip)) for flip in (False, True)]
+    works = {kind: partial(cut, Augmentation(size, **options)) for kind, options in SAMPLES.items()}
+    works["mixed"] = lambda: class_mix(*pair, np.random.default_rng(2))
+    for kind, work in works.items():
+        times = [[1e3 * seconds_of_thread(one) for one in (work, lambda: images[0])] for _ in range(13)][1:]
+        if bench.wants(f"sample/{kind}"):
+            bench.add(f"sample/{kind}", *map(list, zip(*times, strict=True)), unit="ms")
+
+
+SAMPLES: dict[str, dict[str, Any]] = {"plain": {}, "color": {"color": 0.3}, "blur": {"blur": 1.0}}
+
+
+def seconds_of_thread(work: Callable[[], Any]) -> float:
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+def loss_rows(bench: Bench, folder: Path) -> None:
+    images, batch = resized(open_images(folder / "jpeg"), Recipe()), 4
+    forms = {stage: (stage, {}) for stage in STAGES} | {"pairwise": ("selftrain", {"pairwise_weight": 1.0})}
+    for title, (name, options) in forms.items():
+        if not (bench.wants(f"losses/{title}") or bench.wants(f"saved/{title}")):
+            continue
+        segmenter = network("small").to(bench.fabric.device)
+        search = {"color_transforms": False} | ({} if name == "align" else {"upscale": False})
+        with prepared(bench, segmenter, images, name, batch, **search, **options) as (stage, samples, _):
+            made = [samples[n] for n in range(batch)]
+            shown = {key: torch.stack([one[key] for one in made]).to(bench.fabric.device) for key in made[0]}
+        logits = torch.randn(batch, CLASSES, *bench.setting.crop, device=bench.fabric.device, requires_grad=True)
+        labels = torch.randint(CLASSES, (batch, *bench.setting.crop), device=bench.fabric.device)
+
+        def ours(stage: Any = stage, shown: Sample = shown, logits: Tensor = logits) -> Tensor:
+            losses = stage.loss(lambda images: logits * 1, shown)  # a network's logits are no leaves
+            return torch.stack(list(losses.values())).sum()
+
+        def bare(logits: Tensor = logits, labels: Tensor = labels) -> Tensor:
+            return F.cross_entropy(logits * 1, labels)
+
+        times = [[1e3 * bench.seconds(lambda f=f: f().backward()) for f in (ours, bare)] for _ in range(13)][1:]
+        bench.add(f"losses/{title}", *map(list, zip(*times, strict=True)), unit="ms")
+        kept = [[autograd_bytes(f) / 2**20] for f in (ours, bare)]
+        bench.add(f"saved/{title}", *kept, unit="mib")
+
+
+def autograd_bytes(work: Callable[[], Tensor]) -> int:
+    saved = _Saved()
+    with saved.watching():
+        kept = work()
+    saved.next_step()
+    del kept
+    return saved.peak

@@ -1,0 +1,129 @@
+"""Steps of stages beside bare ones: time and memory, and what options of the loop bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from das3.data.images import Images
+from das3.data.open import open_images
+from das3.recipe import Recipe
+from das3.segmenter import Segmenter
+from das3.training.cost_estimate import _fixed_bytes, _Saved
+from das3.training.loop import train
+from speed_rows.bench import STAGES, BareStep, Bench, Ready, network, prepared, resized
+
+FORMS = ("ready", "jpeg", "png")
+
+
+class Turns:
+    """Called by the loop after every block of steps: looks at the clock, then takes as many bare steps."""
+
+    def __init__(self, bench: Bench, bare: BareStep) -> None:
+        self.bench, self.bare = bench, bare
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self.since = bench.clock()
+
+    def __call__(self, record: object) -> None:
+        block = self.bench.setting.block
+        self.ours.append(1e3 * (self.bench.clock() - self.since) / block)
+        self.theirs.append(1e3 * self.bench.seconds(lambda: [self.bare() for _ in range(block)]) / block)
+        self.since = self.bench.clock()
+
+
+def step_rows(bench: Bench, folder: Path) -> None:
+    setting = bench.setting
+    for title, (kind, batch) in setting.networks.items():
+        wanted = [(s, f) for s in STAGES for f in FORMS if bench.wants(f"step/{s}/{title}/{f}")]
+        if not wanted:
+            continue
+        segmenter = network(kind).to(bench.fabric.device)
+        bare = BareStep(bench, segmenter, batch)
+        for stage, form in wanted:
+            images = open_images(folder / ("jpeg" if form == "ready" else form))
+            step_row(bench, f"step/{stage}/{title}/{form}", segmenter, resized(images, Recipe()), bare, batch)
+
+
+def step_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, bare: BareStep, batch: int) -> None:
+    setting, (_, kind, _, form) = bench.setting, name.split("/")
+    # The search for a transform has a row of its own, and what it finds for random weights is chance.
+    search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
+    steps = setting.block * (setting.blocks + 1)
+    # At the usual rates random weights run away within these steps.
+    with prepared(bench, segmenter, images, kind, batch, steps=steps, lr=1e-6, **search) as (stage, samples, context):
+        if form == "ready":
+            samples = Ready(samples, batch)
+        recipe = replace(Recipe(), batch_size=batch, log_every=setting.block)
+        turns = Turns(bench, bare)
+        train(bench.fabric, segmenter, stage, samples, recipe, seed=context.seed, report=turns)
+    # The first block warms up, and starts the processes that load images.
+    bench.add(name, turns.ours[1:], turns.theirs[1:], default=form != "ready", unit="ms")
+
+
+def variant_rows(bench: Bench, folder: Path) -> None:
+    """What options of the loop that are off by default bring."""
+    for title, (kind, batch) in bench.setting.networks.items():
+        for what in ("channels_last", "compile"):
+            if not bench.wants(f"{what}/{title}"):
+                continue
+            segmenter = network(kind).to(bench.fabric.device)
+            usual, other = (BareStep(bench, segmenter, batch) for _ in range(2))
+            if what == "compile":
+                other.network = torch.compile(other.network)  # type: ignore[assignment]
+            else:
+                other.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                other.images = other.images.contiguous(memory_format=torch.channels_last)
+            times = [[1e3 * bench.seconds(step) for step in (other, usual)] for _ in range(bench.setting.blocks + 2)]
+            bench.add(f"{what}/{title}", *map(list, zip(*times[2:], strict=True)), default=False, unit="ms")
+
+
+def memory_rows(bench: Bench, folder: Path) -> None:
+    images = resized(open_images(folder / "jpeg"), Recipe())
+    for title, (kind, batch) in bench.setting.networks.items():
+        for name in STAGES:
+            if bench.wants(f"memory/{name}/{title}"):
+                memory_row(bench, f"memory/{name}/{title}", network(kind).to(bench.fabric.device), images, batch)
+
+
+def memory_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, batch: int) -> None:
+    bare = BareStep(bench, segmenter, batch)
+    weights = sum(p.numel() for p in bare.network.parameters())
+    theirs = peak(bench, bare.network, lambda ended, step=bare: step(), lambda: 16 * weights)
+    del bare
+    kind = name.split("/")[1]
+    search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
+    with prepared(bench, segmenter, images, kind, batch, steps=2, lr=1e-6, **search) as (stage, samples, context):
+        recipe = replace(Recipe(), batch_size=batch, log_every=1)
+        ready, seed = Ready(samples, batch), context.seed
+        ours = peak(
+            bench,
+            segmenter,
+            lambda ended: train(
+                bench.fabric, segmenter, stage, ready, recipe, seed=seed, report=lambda record: ended()
+            ),
+            lambda: _fixed_bytes(segmenter, stage, recipe),
+        )
+    bench.add(name, [ours / 2**20], [theirs / 2**20], unit="mib")
+
+
+def peak(bench: Bench, module: nn.Module, work: Callable[[Callable[[], None]], Any], fixed: Callable[[], int]) -> float:
+    """Bytes at the peak; on a CPU those that autograd keeps of the larger step, and `fixed` ones.
+
+    `work` calls what it is given after each step: tensors of two steps lie at other addresses, and would count twice.
+    """
+    if bench.on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work(lambda: None)
+        return float(torch.cuda.max_memory_allocated())
+    saved = _Saved()
+    with saved.watching(module):
+        work(saved.next_step)
+    saved.next_step()
+    return float(fixed() + saved.peak)
