@@ -141,7 +141,7 @@ class _LabelSums(torch.autograd.Function):
             _softmax(logits[_of(part)], inside, log_probs, probs, normalizer[part])
             if labels is not None:
                 positive += F.nll_loss(log_probs, labels[part].long(), ignore_index=ignore_index, reduction="sum")
-            ruled_out = log_probs.copy_(negatives[_of(part)]).mul_(probs)
+            ruled_out = log_probs.copy_(_as_numbers(negatives[_of(part)])).mul_(probs)
             # One logarithm of the product: with Σ p ≤ 1 at most one of its factors is small.
             rest = 1 - ruled_out.sum(dim=1) if pooled else ruled_out.neg_().add_(1)
             rest.clamp_(min=eps)
@@ -160,7 +160,7 @@ class _LabelSums(torch.autograd.Function):
             inside = None if valid is None else valid[part]
             _softmax_again(logits[_of(part)], inside, slopes, probs, normalizer[part])
             # With x_c = n_c p_c / (1 − p_c), or n_c p_c / (1 − Σ n p), the gradient is x_c − p_c Σ x.
-            slopes.copy_(negatives[_of(part)]).mul_(probs)
+            slopes.copy_(_as_numbers(negatives[_of(part)])).mul_(probs)
             if ctx.pooled:
                 rest, free = rest[:, :1], free[:, :1]
             torch.sub(1, slopes.sum(dim=1, keepdim=True) if ctx.pooled else slopes, out=rest)
@@ -176,6 +176,11 @@ class _LabelSums(torch.autograd.Function):
                 slopes.scatter_add_(1, places, -of_labels.unsqueeze(1))
             gradient[_of(part)] = slopes.addcmul_(probs, through.unsqueeze(1))
         return gradient, None, None, None, None, None, None
+
+
+def _as_numbers(flags: Tensor) -> Tensor:
+    """0 and 1 for false and true, in the same memory: six times as fast to copy into floats on a CPU."""
+    return flags.view(torch.uint8)
 
 
 Place = tuple[slice, ...]
