@@ -65,10 +65,10 @@ def test_blur_is_the_gaussian_filter_of_scipy(shape):
 
 @given(st.floats(-1, 1))
 def test_hue_is_turned_about_the_greys(angle):
-    turn = hue_rotation(angle)
+    turn = torch.from_numpy(hue_rotation(angle))
     torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
     torch.testing.assert_close(turn @ torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
-    third = hue_rotation(2 * np.pi / 3)  # red becomes green
+    third = torch.from_numpy(hue_rotation(2 * np.pi / 3))  # red becomes green
     torch.testing.assert_close(third @ torch.eye(3, dtype=torch.float64)[0], torch.eye(3, dtype=torch.float64)[1])
 
 
@@ -80,7 +80,8 @@ def test_one_matrix_is_brightness_saturation_contrast_and_hue_in_this_order():
     grey = changed.mean(dim=0, keepdim=True)
     changed = grey + (changed - grey) * saturation
     changed = changed.mean() + (changed - changed.mean()) * contrast
-    changed = torch.einsum("ij,jhw->ihw", hue_rotation(0.06 * np.pi * rng.uniform(-1, 1)), changed)
+    turn = torch.from_numpy(hue_rotation(0.06 * np.pi * rng.uniform(-1, 1)))
+    changed = torch.einsum("ij,jhw->ihw", turn, changed)
     torch.testing.assert_close(ours.double(), changed, rtol=1e-5, atol=1e-6)
 
 

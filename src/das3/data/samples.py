@@ -101,18 +101,19 @@ class Augmentation:
             return changed
         brightness, contrast, saturation = 1 + self.color * rng.uniform(-1, 1, 3)
         brightness, contrast, saturation = max(brightness, 0.0), max(contrast, 0.0), max(saturation, 0.0)
-        grey = torch.full((3, 3), 1 / 3, dtype=torch.float64)
-        colors = brightness * (grey + saturation * (torch.eye(3, dtype=torch.float64) - grey))
+        colors = brightness * (_GREY + saturation * (np.eye(3) - _GREY))
         # Saturation leaves the mean of the three bands as it is, so contrast turns about brightness times the mean.
-        middle = (1 - contrast) * brightness * image.mean().double()
+        middle = (1 - contrast) * brightness * image.mean().item()
         hue = 0.3 * np.pi * self.color * rng.uniform(-1, 1)
-        turned = hue_rotation(hue) @ (contrast * colors)
-        offset = middle.expand(3, 1).float()
-        flat = torch.addmm(offset, turned.float(), image.flatten(1)).clamp_(0, 1)
+        turned = torch.from_numpy(hue_rotation(hue) @ (contrast * colors)).float()
+        flat = torch.addmm(torch.full((3, 1), middle), turned, image.flatten(1)).clamp_(0, 1)
         return flat.view_as(image)
 
 
-def hue_rotation(angle: float) -> Tensor:
+_GREY = np.full((3, 3), 1 / 3)
+
+
+def hue_rotation(angle: float) -> NDArray[np.float64]:
     """3×3 float64 matrix that turns the hue of RGB colours by an angle in radians, about the axis of greys.
 
     Greys stay; the mean of the bands and the distance from grey are kept. Unlike a turn in HSV it is linear, so that it
@@ -120,9 +121,8 @@ def hue_rotation(angle: float) -> Tensor:
 
     Source: Haeberli, "Matrix operations for image processing" (1993); Rodrigues' formula.
     """
-    axis = torch.full((3, 3), 1 / 3, dtype=torch.float64)
-    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)
-    return math.cos(angle) * torch.eye(3, dtype=torch.float64) + (1 - math.cos(angle)) * axis + math.sin(angle) * cross
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) * _GREY + math.sin(angle) * cross
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:
