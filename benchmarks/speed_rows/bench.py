@@ -38,22 +38,22 @@ class Setting:
     """What is measured on a kind of device."""
 
     networks: dict[str, tuple[str, int]]  # name → network, batch size
+    blocks: dict[str, int]  # name → how many; the shorter the steps, the less certain one is
     crop: tuple[int, int]
     sizes: dict[str, tuple[int, int]]  # of files
     images: int
     prepared: tuple[int, ...]  # numbers of images that a stage is prepared for
     block: int  # steps between two looks at the clock
-    blocks: int
 
 
 CPU = Setting(
     networks={"small": ("small", 8), "segformer": ("segformer", 8)},
+    blocks={"small": 45, "segformer": 15},
     crop=(128, 192),
     sizes={"jpeg": (128, 192), "png": (128, 192)},
     images=16,
     prepared=(50, 200),
     block=1,
-    blocks=15,
 )
 GPU = Setting(
     networks={
@@ -62,12 +62,12 @@ GPU = Setting(
         "deeplabv2-b2": ("deeplabv2", 2),
         "deeplabv2-b4": ("deeplabv2", 4),
     },
+    blocks={"small": 7, "segformer": 7, "deeplabv2-b2": 7, "deeplabv2-b4": 7},
     crop=(512, 1024),
     sizes={"jpeg": (512, 1024), "png": (1024, 2048)},
     images=32,
     prepared=(500,),
     block=5,
-    blocks=7,
 )
 
 

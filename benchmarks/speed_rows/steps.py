@@ -51,10 +51,10 @@ def step_rows(bench: Bench, folder: Path) -> None:
 
 
 def step_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, bare: BareStep, batch: int) -> None:
-    setting, (_, kind, _, form) = bench.setting, name.split("/")
+    setting, (_, kind, title, form) = bench.setting, name.split("/")
     # The search for a transform has a row of its own, and what it finds for random weights is chance.
     search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
-    steps = setting.block * (setting.blocks + 1)
+    steps = setting.block * (setting.blocks[title] + 1)
     # At the usual rates random weights run away within these steps.
     with prepared(bench, segmenter, images, kind, batch, steps=steps, lr=1e-6, **search) as (stage, samples, context):
         if form == "ready":
@@ -79,7 +79,9 @@ def variant_rows(bench: Bench, folder: Path) -> None:
             else:
                 other.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 other.images = other.images.contiguous(memory_format=torch.channels_last)
-            times = [[1e3 * bench.seconds(step) for step in (other, usual)] for _ in range(bench.setting.blocks + 2)]
+            times = [
+                [1e3 * bench.seconds(step) for step in (other, usual)] for _ in range(bench.setting.blocks[title] + 2)
+            ]
             bench.add(f"{what}/{title}", *map(list, zip(*times[2:], strict=True)), default=False, unit="ms")
 
 
