@@ -10,7 +10,9 @@ from torch import nn
 import das3
 from das3.errors import DivergedError
 from das3.models import load_segmenter
+from das3.norms import running_statistics
 from das3.selection.candidates import choose
+from das3.stages.align import Align
 from worlds import COLORS, write_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,3 +142,22 @@ def test_the_rule_is_told_whether_norm_statistics_could_be_tried(world, tmp_path
         **OPTIONS,
     )
     assert told == [norm]
+
+
+@pytest.mark.parametrize("domain", ["same", "target"])
+def test_stage_1_begins_on_the_target_s_statistics_whatever_was_chosen(world, tmp_path, monkeypatch, domain):
+    """They are estimated once, for the choice; a new estimate under the same weights would be equal."""
+    pairs, prepare = [], Align.prepare
+
+    def watched(stage, context):
+        found = running_statistics(context.segmenter)
+        context.reestimate_bn()
+        pairs.extend(zip(found, running_statistics(context.segmenter), strict=True))
+        return prepare(stage, context)
+
+    monkeypatch.setattr(Align, "prepare", watched)
+    adapt(world, tmp_path / "run", domain, stages=["align"], align={"steps": 1})
+    assert pairs
+    for found, expected in pairs:
+        torch.testing.assert_close(found.mean, expected.mean)
+        torch.testing.assert_close(found.var, expected.var)
