@@ -161,7 +161,7 @@ def unpack_negatives(planes: Tensor, num_classes: int) -> Tensor:
     """Inverse of `pack_negatives`: uint8 …×P×H×W to boolean …×C×H×W."""
     bits = planes.unsqueeze(-3) >> _shifts(planes)
     bits &= 1
-    # The same bytes: to compare them with 0 takes ten times as long on a CPU.
+    # The same bytes: a comparison with 0 takes longer than all the rest on a CPU.
     return bits.flatten(-4, -3)[..., :num_classes, :, :].view(torch.bool)
 
 

@@ -179,7 +179,7 @@ class _LabelSums(torch.autograd.Function):
 
 
 def _as_numbers(flags: Tensor) -> Tensor:
-    """0 and 1 for false and true, in the same memory: six times as fast to copy into floats on a CPU."""
+    """0 and 1 for false and true, in the same memory: these are faster to copy into floats on a CPU."""
     return flags.view(torch.uint8)
 
 

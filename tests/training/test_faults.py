@@ -25,9 +25,10 @@ from das3.errors import Terminated, TrainingError
 from das3.models import load_segmenter, save_segmenter
 from das3.stages.options import LoopOptions
 from das3.training import launch, run_folder
+from das3.training.batches import Batches
 from das3.training.checkpoints import save_checkpoint
 from das3.training.lock import locked_folder
-from das3.training.loop import _Batches, make_fabric
+from das3.training.loop import make_fabric
 
 SIZE = (12, 16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -503,7 +504,7 @@ def test_a_batch_that_does_not_fit_is_gone_through_in_parts(size, parts):
     model, said = torch.nn.Linear(3, 2), []
     optimizer = torch.optim.SGD(model.parameters())
     options = LoopOptions(batch_size=8, accumulate=2)
-    batches = _Batches(make_fabric("cpu", "32"), Samples(), options, said.append)
+    batches = Batches(make_fabric("cpu", "32"), Samples(), options, said.append)
     for step in range(2):
         optimizer.zero_grad()
         losses = batches.add_gradients(Stage(), model, optimizer, step, 0)
@@ -520,7 +521,7 @@ def test_not_one_image_fits():
         def loss(self, model, batch):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    batches = _Batches(make_fabric("cpu", "32"), [{"image": torch.rand(3)}] * 8, LoopOptions(batch_size=2), print)
+    batches = Batches(make_fabric("cpu", "32"), [{"image": torch.rand(3)}] * 8, LoopOptions(batch_size=2), print)
     with pytest.raises(TrainingError, match="smaller --batch-size or --crop"):
         batches.add_gradients(Stage(), None, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 0, 0)
 

@@ -40,8 +40,7 @@ _Labelled = tuple[Sequence[int], list[dict[str, NDArray[Any]]]]
 _Masked = tuple[Pixel, NDArray[np.bool_] | None]
 
 MAX_IMAGES_FOR_STATISTICS = 140
-"""Approximate number of images, evenly spaced, for means over many pixels. 500 cost a run on so many images a fifth of
-its time."""
+"""Approximate number of images, evenly spaced, for means over many pixels."""
 
 SUMMARIES_PER_FILE = 1000
 """Images whose few numbers are kept in one file."""

@@ -6,7 +6,7 @@ waits on the CPU and gets the weights in the end. State dicts of the segmenter h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,13 @@ def sharded_weights(fabric: Fabric, segmenter: Segmenter, stage: Stage[Any]) -> 
         raise RecipeError(
             f"shard_weights can't be used with stage {stage.name}, which keeps a network of its own; leave it out"
         )
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        raise RecipeError("shard_weights needs PyTorch 2.6 or newer; install one, or leave the option out") from error
     network = segmenter.model
     try:
-        segmenter.model = _sharded(deepcopy(network.cpu()), fabric)
+        segmenter.model = _sharded(deepcopy(network.cpu()), fabric, fully_shard)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         network.to(fabric.device)
         raise ModelError(
@@ -71,12 +75,10 @@ def sharded_weights(fabric: Fabric, segmenter: Segmenter, stage: Stage[Any]) -> 
         network.to(fabric.device)
 
 
-def _sharded(network: nn.Module, fabric: Fabric) -> nn.Module:
-    try:
-        from torch.distributed.fsdp import fully_shard
-    except ImportError as error:
-        raise RecipeError("shard_weights needs PyTorch 2.6 or newer; install one, or leave the option out") from error
-    mesh = torch.distributed.device_mesh.init_device_mesh(fabric.device.type, (process_count(),))
+def _sharded(network: nn.Module, fabric: Fabric, fully_shard: Callable[..., Any]) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh(fabric.device.type, (process_count(),))
     for block in blocks_of(network):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)

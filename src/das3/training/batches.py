@@ -1,0 +1,129 @@
+"""Batches of samples in order, and the gradients of a step over them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from das3.data.samples import Sample, Samples
+from das3.errors import ModelError, RecipeError, TrainingError
+from das3.norms import training_norms
+from das3.stages.base import Stage
+from das3.stages.options import LoopOptions
+from das3.training.memory_format import as_channels_last
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Batches"]
+
+
+class _Range(Sampler[list[int]]):
+    """Numbers of the samples of batch after batch; each process takes its part of every batch."""
+
+    def __init__(self, first: int, batch_size: int, rank: int, world: int) -> None:
+        self.first, self.batch_size, self.part = first, batch_size, batch_size // world
+        self.offset = rank * self.part
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in itertools.count(self.first):
+            begin = batch * self.batch_size + self.offset
+            yield list(range(begin, begin + self.part))
+
+
+class Batches:
+    """Batches in order, and their gradients. If a GPU's memory does not hold a batch, it is gone through in parts."""
+
+    def __init__(self, fabric: Fabric, samples: Samples, options: LoopOptions, say: Callable[[str], None]) -> None:
+        if options.batch_size % fabric.world_size:
+            raise RecipeError(f"batch_size {options.batch_size} can't be divided among {fabric.world_size} processes")
+        self.fabric, self.samples, self.options, self.say = fabric, samples, options, say
+        self.size = options.batch_size // fabric.world_size
+        self.micro = self.size
+        self.coming: Iterator[Sample] | None = None
+
+    def add_gradients(
+        self, stage: Stage[Any], model: Any, optimizer: Any, step: int, seed: int
+    ) -> list[dict[str, Tensor]]:
+        """Add up the gradients of a step; returns its losses.
+
+        Raises:
+            TrainingError: if not even one image fits into the memory.
+        """
+        while True:
+            torch.manual_seed(seed)
+            if self.coming is None:
+                self.coming = self._from(step * self.options.accumulate)
+            try:
+                return [losses for _ in range(self.options.accumulate) for losses in self._batch(stage, model)]
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+            except (RuntimeError, ModelError) as error:
+                explained = self._explained(error)
+                if explained:
+                    raise TrainingError(explained) from error
+                raise
+            # Beyond the except, which holds the tensors that did not fit.
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def _explained(self, error: Exception) -> str | None:
+        """What an error of the network means if an option brought it about."""
+        if self.options.compile == "on" and type(error).__module__.startswith("torch._"):
+            return f"the network can't be compiled ({' '.join(str(error).split())[:200]}); leave compile=on out"
+        if self.options.channels_last and "view size is not compatible" in str(error):
+            return "the network can't be trained in the memory format channels_last; leave channels_last out"
+        return None
+
+    def _batch(self, stage: Stage[Any], model: Any) -> Iterator[dict[str, Tensor]]:
+        assert self.coming is not None
+        batch = next(self.coming)
+        for begin in range(0, self.size, self.micro):
+            count = min(self.micro, self.size - begin)
+            part = {key: value[begin : begin + count] for key, value in batch.items()}
+            with training_norms(count):
+                losses = stage.loss(model, part)
+                total = torch.stack(list(losses.values())).sum() * (count / self.size)
+                self.fabric.backward(total / self.options.accumulate)
+            yield losses
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self.fabric.world_size > 1 or self.micro == 1:
+            raise TrainingError(
+                f"the GPU's memory does not hold {self.micro} image(s) of a batch at once; start a new run with a "
+                "smaller --batch-size or --crop, or with --precision bf16"
+            ) from error
+        self.micro = -(-self.micro // 2)
+        self.coming = None  # a sample is a function of its number: the step begins anew
+        self.say(
+            f"the GPU's memory does not hold a batch: {self.micro} images of its {self.size} are gone through at a "
+            "time; gradients are those of the whole batch, batch-norm statistics those of a part"
+        )
+
+    def _from(self, first: int) -> Iterator[Sample]:
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=_Range(first, self.options.batch_size, self.fabric.global_rank, self.fabric.world_size),
+            num_workers=_workers(self.fabric, self.options),
+            pin_memory=self.fabric.device.type == "cuda",
+            generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
+        )
+        for batch in loader:
+            batch = {key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()}
+            if self.options.channels_last:
+                batch["image"] = as_channels_last(batch["image"])
+            yield batch
+
+
+def _workers(fabric: Fabric, options: LoopOptions) -> int:
+    """How many processes load images for this one; one core of each is left to what trains."""
+    if options.workers != "auto":
+        return options.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if fabric.device.type == "cpu" else max(0, min(8, cores // fabric.world_size - 1))
