@@ -77,7 +77,9 @@ def choose_bn_statistics(context: StageContext, batches: Sequence[Tensor]) -> St
     if _came_frozen(context.segmenter, layers):
         return StatisticsChoice(0.0, "the network's batch-norm layers came frozen")
     if len(context.images) < MIN_IMAGES_FOR_STATISTICS:
-        return StatisticsChoice(0.0, f"{len(context.images)} images are too few to estimate statistics on")
+        count = len(context.images)
+        few = f"{count} image{'s are' if count > 1 else ' is'} too few to estimate statistics on"
+        return StatisticsChoice(0.0, few)
     source = running_statistics(context.segmenter)
     context.reestimate_bn()
     target = running_statistics(context.segmenter)
