@@ -1,12 +1,12 @@
 """How fast das3 is beside bare loops of the same network: ratios, das3 ÷ bare, into results/speed-DEVICE.json.
 
     python benchmarks/speed.py                      # everything, on a GPU if there is one, else on the CPU
-    python benchmarks/speed.py --only step/align    # rows whose name begins so; the others in the file stay
+    python benchmarks/speed.py --only step/align    # rows whose name begins so, --only again for more; others stay
     python benchmarks/speed.py --check              # print only
 
-Both sides of a ratio are measured in turn, a few steps each, in one process, so that what else the machine does falls
-on both. On a GPU seconds are counted; on a CPU the seconds of one thread of this process, which other processes do not
-change much.
+Both sides of a ratio are measured in one process. On a CPU they take turns, a few steps each, so that what else the
+machine does falls on both, and the seconds of one thread of this process are counted. On a GPU one follows the other,
+as processes would load images ahead during bare steps, and the seconds of the clock are counted.
 
 What is bare: a supervised step of the network, its inputs on the device (forward, upsampling to the image,
 cross-entropy, backward, AdamW); inference is forward, upsampling and argmax. What is measured of das3: the real loop,
@@ -16,6 +16,7 @@ Rows hold name, device, default (nothing but defaults is used, batch size and im
 p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
 
     step/STAGE/NETWORK/FORM     ready: samples at hand; jpeg, png: from such files, decoded before or not, as it comes
+    released/propagate/NETWORK  stage 3 beside a bare step with a teacher that labels its images at every step
     channels_last/NETWORK       a bare step in that memory format beside the usual one
     compile/NETWORK             a bare step through torch.compile, once it is compiled, beside the usual one
     memory/STAGE/NETWORK        bytes of a step at its peak, on a CPU what autograd keeps, with weights and optimiser
@@ -39,6 +40,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from speed_rows.bench import Bench, write_images
@@ -57,10 +59,10 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--only", default="", help="rows whose name begins so")
+    parser.add_argument("--only", action="append", default=[], help="rows whose name begins so")
     parser.add_argument("--check", action="store_true", help="print only")
     given = parser.parse_args()
-    bench = Bench(given.device, given.only)
+    bench = Bench(given.device, given.only, lambda row: None if given.check else write(row))
     if not bench.on_gpu:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="das3-speed-") as name:
@@ -69,17 +71,15 @@ def main() -> None:
             write_images(folder / form, form, size, bench.setting.images)
         for measure in ROWS:
             measure(bench, folder)
-    if not given.check:
-        write(bench)
 
 
-def write(bench: Bench) -> None:
-    """Rows that were not measured this time stay as they are in the file."""
-    short = "cpu" if not bench.on_gpu else bench.device.lower().replace("nvidia ", "").replace(" ", "-")
+def write(row: dict[str, Any]) -> None:
+    """Other rows of the device's file stay as they are."""
+    short = row["device"].lower().replace("nvidia ", "").replace(" ", "-")
     path = FOLDER / f"speed-{short}.json"
     found = {row["name"]: row for row in (json.loads(path.read_text()) if path.exists() else [])}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    found |= {row["name"]: {**row, "commit": commit.stdout.strip()} for row in bench.rows}
+    found[row["name"]] = {**row, "commit": commit.stdout.strip()}
     path.write_text("[\n" + ",\n".join(json.dumps(found[name]) for name in sorted(found)) + "\n]\n")
 
 

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from das3.data.images import Images
 from das3.data.samples import Sample, Samples
 from das3.data.streets import Streets
+from das3.ema import frozen_copy
 from das3.models import load_segmenter
 from das3.recipe import Recipe
 from das3.registry import find_stage
@@ -37,49 +39,54 @@ CLASSES = 19
 class Setting:
     """What is measured on a kind of device."""
 
-    networks: dict[str, tuple[str, int]]  # name → network, batch size
+    networks: dict[str, tuple[str, int, tuple[int, int]]]  # name → network, batch size, crop
     blocks: dict[str, int]  # name → how many; the shorter the steps, the less certain one is
-    crop: tuple[int, int]
     sizes: dict[str, tuple[int, int]]  # of files
     images: int
     prepared: tuple[int, ...]  # numbers of images that a stage is prepared for
     block: int  # steps between two looks at the clock
+    warmup: int  # blocks that are not counted
+    in_turn: bool  # a block of bare steps after each of das3's, or all of them at the end
 
 
 CPU = Setting(
-    networks={"small": ("small", 8), "segformer": ("segformer", 8)},
+    networks={"small": ("small", 8, (128, 192)), "segformer": ("segformer", 8, (128, 192))},
     blocks={"small": 45, "segformer": 15},
-    crop=(128, 192),
     sizes={"jpeg": (128, 192), "png": (128, 192)},
     images=16,
     prepared=(50, 200),
     block=1,
+    warmup=1,
+    in_turn=True,
 )
 GPU = Setting(
     networks={
-        "small": ("small", 8),
-        "segformer": ("segformer", 8),
-        "deeplabv2-b2": ("deeplabv2", 2),
-        "deeplabv2-b4": ("deeplabv2", 4),
+        "small": ("small", 8, (512, 512)),
+        "segformer": ("segformer", 8, (512, 512)),
+        "deeplabv2-b2": ("deeplabv2", 2, (512, 1024)),
+        "deeplabv2-b4": ("deeplabv2", 4, (512, 1024)),
     },
-    blocks={"small": 7, "segformer": 7, "deeplabv2-b2": 7, "deeplabv2-b4": 7},
-    crop=(512, 1024),
+    blocks={"small": 12, "segformer": 12, "deeplabv2-b2": 8, "deeplabv2-b4": 6},
     sizes={"jpeg": (512, 1024), "png": (1024, 2048)},
     images=32,
     prepared=(500,),
     block=5,
+    # While bare steps are taken, processes go on loading images: they would be ahead of what they can keep up with. The
+    # first blocks use up what they had loaded before the first step.
+    warmup=4,
+    in_turn=False,
 )
 
 
 class Bench:
     """The device, the clock and the rows."""
 
-    def __init__(self, device: str, only: str) -> None:
+    def __init__(self, device: str, only: Sequence[str], keep: Callable[[dict[str, Any]], None]) -> None:
         self.fabric = make_fabric(device)
         self.on_gpu = self.fabric.device.type == "cuda"
         self.device = torch.cuda.get_device_name() if self.on_gpu else "cpu"
         self.setting = GPU if self.on_gpu else CPU
-        self.only, self.rows = only, []
+        self.only, self.keep = tuple(only) or ("",), keep
 
     def wants(self, name: str) -> bool:
         return name.startswith(self.only)
@@ -109,7 +116,7 @@ class Bench:
             f"bare_{unit}": round(statistics.median(bare), 3),
         }
         print(json.dumps(row), flush=True)
-        self.rows.append(row)
+        self.keep(row)
 
 
 def network(kind: str) -> Segmenter:
@@ -127,11 +134,15 @@ def write_images(folder: Path, form: str, size: tuple[int, int], number: int) ->
     """Rendered streets, with as much noise as a camera's pictures have."""
     folder.mkdir(parents=True, exist_ok=True)
     streets = Streets("target", min(number, 16), size=(128, 192))
-    for i in range(number):
+
+    def write(i: int) -> None:
         picture = Image.fromarray(streets.image(i % 16)).resize(size[::-1], Image.Resampling.BICUBIC)
         noise = np.random.default_rng(i).normal(0, 3, (*size, 3))
         array = (np.asarray(picture) + noise).clip(0, 255).astype(np.uint8)
         Image.fromarray(array).save(folder / f"{i:04d}.{'jpg' if form == 'jpeg' else 'png'}", quality=92)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(number)))
 
 
 class Ready(Samples):
@@ -147,11 +158,11 @@ class Ready(Samples):
 class BareStep:
     """A supervised step of a copy of the network on one batch that lies on the device."""
 
-    def __init__(self, bench: Bench, segmenter: Segmenter, batch: int) -> None:
+    def __init__(self, bench: Bench, segmenter: Segmenter, batch: int, crop: tuple[int, int]) -> None:
         self.fabric, self.network = bench.fabric, copy.deepcopy(segmenter.model).train()
         self.network.requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-6)
-        height, width = bench.setting.crop
+        height, width = crop
         self.images = segmenter.preprocess(torch.rand(batch, 3, height, width, device=bench.fabric.device))
         self.labels = torch.randint(CLASSES, (batch, height, width), device=bench.fabric.device)
 
@@ -162,6 +173,24 @@ class BareStep:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+class ReleasedStep(BareStep):
+    """The same with a teacher that labels the clean images at every step: easy ones, and two hard ones that are mixed.
+
+    Such is stage 3 in the released code of ATP. The mixing itself is left out.
+    """
+
+    def __init__(self, bench: Bench, segmenter: Segmenter, batch: int, crop: tuple[int, int]) -> None:
+        super().__init__(bench, segmenter, batch, crop)
+        self.teacher = frozen_copy(segmenter.model)
+        self.clean = self.images.repeat(2, 1, 1, 1)[: batch + batch // 2]
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            labels = upsampled(self.fabric, self.teacher, self.clean).argmax(dim=1)
+        self.labels = labels[: len(self.images)]
+        super().__call__()
+
+
 def upsampled(fabric: Any, network_: nn.Module, images: Tensor) -> Tensor:
     with fabric.autocast():
         logits = main_logits(network_(images))
@@ -170,13 +199,19 @@ def upsampled(fabric: Any, network_: nn.Module, images: Tensor) -> Tensor:
 
 @contextmanager
 def prepared(
-    bench: Bench, segmenter: Segmenter, images: Images, name: str, batch: int, **options: Any
+    bench: Bench,
+    segmenter: Segmenter,
+    images: Images,
+    name: str,
+    batch: int,
+    crop: tuple[int, int],
+    **options: Any,
 ) -> Iterator[Any]:
     """A stage with its samples and its context."""
     with tempfile.TemporaryDirectory(prefix="das3-speed-") as folder:
         kind = find_stage(name)
         stage = kind(replace(kind.Options(), **options))
-        context = StageContext(bench.fabric, segmenter, images, Path(folder), (0, 0), bench.setting.crop, batch)
+        context = StageContext(bench.fabric, segmenter, images, Path(folder), (0, 0), crop, batch)
         yield stage, stage.prepare(context), context
 
 

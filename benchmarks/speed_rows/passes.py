@@ -31,7 +31,7 @@ from speed_rows.bench import CLASSES, STAGES, BareStep, Bench, network, prepared
 
 def label_rows(bench: Bench, folder: Path) -> None:
     setting = bench.setting
-    for title, (kind, batch) in setting.networks.items():
+    for title, (kind, batch, crop) in setting.networks.items():
         for form in ("arrays", "jpeg", "png"):
             if not bench.wants(f"labels/{title}/{form}"):
                 continue
@@ -40,7 +40,7 @@ def label_rows(bench: Bench, folder: Path) -> None:
             if form == "arrays":
                 images = open_images([images[i] for i in range(len(images))])  # type: ignore[arg-type]
             search = {"color_transforms": False, "upscale": False}
-            with prepared(bench, segmenter, images, "selftrain", batch, **search) as (stage, _, context):
+            with prepared(bench, segmenter, images, "selftrain", batch, crop, **search) as (stage, _, context):
                 names = (f"again-{n}" for n in count())
                 shown = torch.cat([segmenter.preprocess(part) for part in context.batches()])
 
@@ -57,7 +57,7 @@ def label_rows(bench: Bench, folder: Path) -> None:
 
 
 def prepare_rows(bench: Bench, folder: Path) -> None:
-    (kind, batch) = next(iter(bench.setting.networks.values()))
+    kind, batch, crop = next(iter(bench.setting.networks.values()))
     for number in bench.setting.prepared:
         for name in STAGES:
             if not bench.wants(f"prepare/{name}/{number}"):
@@ -66,8 +66,9 @@ def prepare_rows(bench: Bench, folder: Path) -> None:
             images = folder / f"prepare-{number}"
             if not images.exists():
                 write_images(images, "jpeg", bench.setting.sizes["jpeg"], number)
+            shown = resized(open_images(images), Recipe())
             began = bench.clock()
-            with prepared(bench, segmenter, resized(open_images(images), Recipe()), name, batch) as found:
+            with prepared(bench, segmenter, shown, name, batch, crop) as found:
                 before = bench.clock() - began
                 stage, samples, context = found
                 steps, few = stage.options.steps, 6
@@ -145,11 +146,11 @@ def run_rows(bench: Bench, folder: Path) -> None:
 
 def checkpoint_rows(bench: Bench, folder: Path) -> None:
     every = Recipe().checkpoint_every
-    for title, (kind, batch) in bench.setting.networks.items():
+    for title, (kind, batch, crop) in bench.setting.networks.items():
         if not bench.wants(f"checkpoint/{title}"):
             continue
         segmenter = network(kind).to(bench.fabric.device)
-        bare = BareStep(bench, segmenter, batch)
+        bare = BareStep(bench, segmenter, batch, crop)
         bare()
         step = [every * bench.seconds(bare) for _ in range(3)]
         weights = segmenter.state_dict()

@@ -53,18 +53,18 @@ def seconds_of_thread(work: Callable[[], Any]) -> float:
 
 
 def loss_rows(bench: Bench, folder: Path) -> None:
-    images, batch = resized(open_images(folder / "jpeg"), Recipe()), 4
+    images, batch, crop = resized(open_images(folder / "jpeg"), Recipe()), 4, bench.setting.networks["small"][2]
     forms = {stage: (stage, {}) for stage in STAGES} | {"pairwise": ("selftrain", {"pairwise_weight": 1.0})}
     for title, (name, options) in forms.items():
         if not (bench.wants(f"losses/{title}") or bench.wants(f"saved/{title}")):
             continue
         segmenter = network("small").to(bench.fabric.device)
         search = {"color_transforms": False} | ({} if name == "align" else {"upscale": False})
-        with prepared(bench, segmenter, images, name, batch, **search, **options) as (stage, samples, _):
+        with prepared(bench, segmenter, images, name, batch, crop, **search, **options) as (stage, samples, _):
             made = [samples[n] for n in range(batch)]
             shown = {key: torch.stack([one[key] for one in made]).to(bench.fabric.device) for key in made[0]}
-        logits = torch.randn(batch, CLASSES, *bench.setting.crop, device=bench.fabric.device, requires_grad=True)
-        labels = torch.randint(CLASSES, (batch, *bench.setting.crop), device=bench.fabric.device)
+        logits = torch.randn(batch, CLASSES, *crop, device=bench.fabric.device, requires_grad=True)
+        labels = torch.randint(CLASSES, (batch, *crop), device=bench.fabric.device)
 
         def ours(stage: Any = stage, shown: Sample = shown, logits: Tensor = logits) -> Tensor:
             losses = stage.loss(lambda images: logits * 1, shown)  # a network's logits are no leaves

@@ -16,13 +16,13 @@ from das3.recipe import Recipe
 from das3.segmenter import Segmenter
 from das3.training.cost_estimate import _fixed_bytes, _Saved
 from das3.training.loop import train
-from speed_rows.bench import STAGES, BareStep, Bench, Ready, network, prepared, resized
+from speed_rows.bench import STAGES, BareStep, Bench, Ready, ReleasedStep, network, prepared, resized
 
 FORMS = ("ready", "jpeg", "png")
 
 
 class Turns:
-    """Called by the loop after every block of steps: looks at the clock, then takes as many bare steps."""
+    """Called by the loop after every block of steps: looks at the clock, and may take as many bare steps."""
 
     def __init__(self, bench: Bench, bare: BareStep) -> None:
         self.bench, self.bare = bench, bare
@@ -33,47 +33,61 @@ class Turns:
     def __call__(self, record: object) -> None:
         block = self.bench.setting.block
         self.ours.append(1e3 * (self.bench.clock() - self.since) / block)
-        self.theirs.append(1e3 * self.bench.seconds(lambda: [self.bare() for _ in range(block)]) / block)
+        if self.bench.setting.in_turn:
+            self.take_bare_steps()
         self.since = self.bench.clock()
+
+    def take_bare_steps(self) -> None:
+        block = self.bench.setting.block
+        self.theirs.append(1e3 * self.bench.seconds(lambda: [self.bare() for _ in range(block)]) / block)
 
 
 def step_rows(bench: Bench, folder: Path) -> None:
     setting = bench.setting
-    for title, (kind, batch) in setting.networks.items():
-        wanted = [(s, f) for s in STAGES for f in FORMS if bench.wants(f"step/{s}/{title}/{f}")]
+    for title, (kind, batch, crop) in setting.networks.items():
+        wanted = [f"step/{stage}/{title}/{form}" for stage in STAGES for form in FORMS]
+        wanted = [*filter(bench.wants, [*wanted, f"released/propagate/{title}/jpeg"])]
         if not wanted:
             continue
         segmenter = network(kind).to(bench.fabric.device)
-        bare = BareStep(bench, segmenter, batch)
-        for stage, form in wanted:
+        for name in wanted:
+            form = name.split("/")[-1]
             images = open_images(folder / ("jpeg" if form == "ready" else form))
-            step_row(bench, f"step/{stage}/{title}/{form}", segmenter, resized(images, Recipe()), bare, batch)
+            other = (ReleasedStep if name.startswith("released") else BareStep)(bench, segmenter, batch, crop)
+            step_row(bench, name, segmenter, resized(images, Recipe()), other, batch, crop)
 
 
-def step_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, bare: BareStep, batch: int) -> None:
+def step_row(
+    bench: Bench, name: str, segmenter: Segmenter, images: Images, bare: BareStep, batch: int, crop: tuple[int, int]
+) -> None:
     setting, (_, kind, title, form) = bench.setting, name.split("/")
     # The search for a transform has a row of its own, and what it finds for random weights is chance.
     search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
-    steps = setting.block * (setting.blocks[title] + 1)
+    steps = setting.block * (setting.blocks[title] + setting.warmup)
     # At the usual rates random weights run away within these steps.
-    with prepared(bench, segmenter, images, kind, batch, steps=steps, lr=1e-6, **search) as (stage, samples, context):
+    options = {"steps": steps, "lr": 1e-6, **search}
+    with prepared(bench, segmenter, images, kind, batch, crop, **options) as (stage, samples, context):
         if form == "ready":
             samples = Ready(samples, batch)
         recipe = replace(Recipe(), batch_size=batch, log_every=setting.block)
         turns = Turns(bench, bare)
         train(bench.fabric, segmenter, stage, samples, recipe, seed=context.seed, report=turns)
-    # The first block warms up, and starts the processes that load images.
-    bench.add(name, turns.ours[1:], turns.theirs[1:], default=form != "ready", unit="ms")
+    if not setting.in_turn:
+        for _ in range(setting.blocks[title] + setting.warmup):
+            turns.take_bare_steps()
+    # The first blocks warm up, and start the processes that load images.
+    ours, theirs = (times[setting.warmup :] for times in (turns.ours, turns.theirs))
+    bench.add(name, ours, theirs, default=form != "ready", unit="ms")
 
 
 def variant_rows(bench: Bench, folder: Path) -> None:
     """What options of the loop that are off by default bring."""
-    for title, (kind, batch) in bench.setting.networks.items():
+    for title, (kind, batch, crop) in bench.setting.networks.items():
         for what in ("channels_last", "compile"):
             if not bench.wants(f"{what}/{title}"):
                 continue
             segmenter = network(kind).to(bench.fabric.device)
-            usual, other = (BareStep(bench, segmenter, batch) for _ in range(2))
+            usual, other = (BareStep(bench, segmenter, batch, crop) for _ in range(2))
             if what == "compile":
                 other.network = torch.compile(other.network)  # type: ignore[assignment]
             else:
@@ -87,20 +101,24 @@ def variant_rows(bench: Bench, folder: Path) -> None:
 
 def memory_rows(bench: Bench, folder: Path) -> None:
     images = resized(open_images(folder / "jpeg"), Recipe())
-    for title, (kind, batch) in bench.setting.networks.items():
+    for title, (kind, batch, crop) in bench.setting.networks.items():
         for name in STAGES:
             if bench.wants(f"memory/{name}/{title}"):
-                memory_row(bench, f"memory/{name}/{title}", network(kind).to(bench.fabric.device), images, batch)
+                segmenter = network(kind).to(bench.fabric.device)
+                memory_row(bench, f"memory/{name}/{title}", segmenter, images, batch, crop)
 
 
-def memory_row(bench: Bench, name: str, segmenter: Segmenter, images: Images, batch: int) -> None:
-    bare = BareStep(bench, segmenter, batch)
+def memory_row(
+    bench: Bench, name: str, segmenter: Segmenter, images: Images, batch: int, crop: tuple[int, int]
+) -> None:
+    bare = BareStep(bench, segmenter, batch, crop)
     weights = sum(p.numel() for p in bare.network.parameters())
     theirs = peak(bench, bare.network, lambda ended, step=bare: step(), lambda: 16 * weights)
     del bare
     kind = name.split("/")[1]
     search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
-    with prepared(bench, segmenter, images, kind, batch, steps=2, lr=1e-6, **search) as (stage, samples, context):
+    options = {"steps": 2, "lr": 1e-6, **search}
+    with prepared(bench, segmenter, images, kind, batch, crop, **options) as (stage, samples, context):
         recipe = replace(Recipe(), batch_size=batch, log_every=1)
         ready, seed = Ready(samples, batch), context.seed
         ours = peak(
