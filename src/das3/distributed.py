@@ -10,14 +10,18 @@ one may depend on the images.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from das3.errors import Das3Error
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = [
     "average_gradients",
@@ -30,6 +34,7 @@ __all__ = [
     "own_part",
     "process_count",
     "process_rank",
+    "spare_cores",
     "sum_over_processes",
     "wait_for_all",
 ]
@@ -48,6 +53,14 @@ def process_count() -> int:
 def process_rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if process_count() > 1 else 0
+
+
+def spare_cores(fabric: Fabric) -> int:
+    """Cores that this process has for reading images, at most 8: none on a CPU, which computes on all of them."""
+    if fabric.device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // int(fabric.world_size) - 1))
 
 
 def is_first_process() -> bool:

@@ -17,15 +17,46 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 def _lerp(values: Mapping[str, Tensor], towards: Mapping[str, Tensor], share: float) -> None:
     """Move `values` by a share of the way, in one launch for all tensors of a kind; counters are copied."""
-    kept, now = [], []
-    for name, value in towards.items():
-        if value.dtype.is_floating_point:
-            kept.append(values[name])
-            now.append(value)
-        else:
-            values[name].copy_(value)
-    if kept:
-        torch._foreach_lerp_(kept, now, share)
+    moved, copied = ([name for name, value in towards.items() if _is_float(value) == kind] for kind in (True, False))
+    if moved:
+        torch._foreach_lerp_([values[name] for name in moved], [towards[name] for name in moved], share)
+    if copied:
+        torch._foreach_copy_([values[name] for name in copied], [towards[name] for name in copied])
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.dtype.is_floating_point
+
+
+class _LiveValues:
+    """`state_dict` of a network after every step: where the tensors are is looked up once, as that takes milliseconds.
+
+    The tensors themselves are looked up every time, since a network may put new ones in their place.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, state = network, network.state_dict()
+        stores = {
+            f"{path}.{name}" if path else name: (store, name)
+            for path, module in network.named_modules(remove_duplicate=False)
+            for store in (module._parameters, module._buffers)
+            for name in store
+        }
+        self.places = {name: stores[name] for name, value in state.items() if _is_stored(value, stores.get(name))}
+        self.is_plain = len(self.places) == len(state)
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        if not self.is_plain:
+            return self.network.state_dict()
+        return {name: store[key] for name, (store, key) in self.places.items()}
+
+
+def _is_stored(value: Tensor, place: tuple[dict[str, Any], str] | None) -> bool:
+    """Whether a value of a state dict is what a module holds there: networks may make something else of it."""
+    stored = place[0][place[1]] if place else None
+    if type(value) is not Tensor or not (type(stored) is Tensor or type(stored) is nn.Parameter):
+        return False
+    return value.data_ptr() == stored.data_ptr() and value.shape == stored.shape
 
 
 class ExponentialMovingAverage:
@@ -42,6 +73,7 @@ class ExponentialMovingAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
+        self._live = _LiveValues(network)
         self.values = {name: value.clone() for name, value in network.state_dict().items()}
 
     @torch.no_grad()
@@ -49,7 +81,9 @@ class ExponentialMovingAverage:
         """Update with the weights of one more step."""
         self.steps += 1
         share = max(1 - self.decay, 1 / self.steps)
-        _lerp(self.values, network.state_dict(), share)
+        if self._live.network is not network:
+            self._live = _LiveValues(network)
+        _lerp(self.values, self._live(), share)
 
     def copy_to(self, network: nn.Module) -> None:
         """Copy the average into the network."""

@@ -84,18 +84,19 @@ def class_thresholds(
         raise ValueError(f"top_fraction must be in (0, 1], got {top_fraction}")
     if valid is not None:
         confidence, prediction = confidence[valid], prediction[valid]
+    if not confidence.numel():
+        return confidence.new_full((num_classes,), torch.inf)
     confidence, order = confidence.flatten().sort(descending=True)
     # uint8 keys sort several times faster than int64, and a stable sort keeps confidences descending within a class.
-    prediction = prediction.flatten()[order].to(torch.uint8 if num_classes <= 256 else torch.int64)
-    by_class = prediction.sort(stable=True).indices
-    counts = torch.bincount(prediction.long(), minlength=num_classes)
+    key = torch.uint8 if num_classes <= 256 else torch.int64
+    ranked, by_class = prediction.flatten()[order].to(key).sort(stable=True)
+    # Nothing below depends on a value that a GPU would have to be waited for.
+    ends = torch.searchsorted(ranked, torch.arange(num_classes, device=ranked.device).to(key), right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
     # The slack keeps 0.1 × 30 = 3.0000000000000004 from counting as 4 pixels.
     kept = torch.ceil(counts.double() * top_fraction - 1e-6).long().clamp(min=1)
-    position = counts.cumsum(0) - counts + kept - 1
-    thresholds = confidence.new_full((num_classes,), torch.inf)
-    present = counts > 0
-    thresholds[present] = confidence[by_class[position[present]]]
-    return thresholds
+    last = (ends - counts + kept - 1).clamp(max=len(confidence) - 1)
+    return torch.where(counts > 0, confidence[by_class[last]], torch.inf)
 
 
 def positive_labels(

@@ -21,6 +21,7 @@ from das3.stages.choose_transform import (
     SHARE_OF_STAGE,
     ConfidenceStatistics,
     choose_input_transform,
+    confidence_of_images,
     confidence_statistics,
 )
 from das3.stages.context import StageContext
@@ -66,7 +67,7 @@ def color_classifier(weights, bias):
 
 def best_transform(context, *, color=True, upscale=False):
     """Name of the transform that is chosen."""
-    best = choose_input_transform(context, 60, color=color, upscale=upscale)
+    best = choose_input_transform(context, 1000, color=color, upscale=upscale)
     assert (best is context) == (best.transform is None)
     return best.transform_name
 
@@ -102,12 +103,12 @@ def fake_statistics(monkeypatch, found):
     """Let (mutual information, mean entropy) under each transform be as `found` says; the transforms that are tried."""
     tried = []
 
-    def statistics(context, name, looks):
-        tried.append(context.transform_name)
-        assert name == f"input_transforms/{context.transform_name}"
-        return ConfidenceStatistics(*found.get(context.transform_name, (0.1, 0.9)))
+    def confidence(search, transform, looks=None):
+        if transform.name not in tried:
+            tried.append(transform.name)
+        return ConfidenceStatistics(*found.get(transform.name, (0.1, 0.9)))
 
-    monkeypatch.setattr("das3.stages.choose_transform.confidence_statistics", statistics)
+    monkeypatch.setattr("das3.stages.choose_transform._Search.confidence", confidence)
     return tried
 
 
@@ -118,7 +119,7 @@ def test_statistics_are_those_of_the_predictions_for_transformed_images(tmp_path
         shown = torch.cat([COLOR_TRANSFORMS["grayscale"](batch) for batch in context.batches()])
         probs = context.segmenter(shown).softmax(1)
     entropies = entropy_of_probs(probs).mean((1, 2))
-    found = confidence_statistics(context, "statistics", [context.groups()])
+    found = confidence_statistics(confidence_of_images(context, "statistics", context.groups()))
     assert found.mutual_information == pytest.approx(mutual_information(probs.mean((2, 3)), entropies), abs=1e-6)
     assert found.mean_entropy == pytest.approx(entropies.mean().item(), abs=1e-6)
 
@@ -388,24 +389,44 @@ def context_of_gray(folder, count, *, size=(16, 16), **more):
 
 def test_a_hopeless_transform_is_tried_on_a_few_images_only(tmp_path, monkeypatch):
     """And what helps is chosen all the same: most transforms help nothing, and all images under each cost much."""
-    looked = []
+    looked = {}
 
-    def look(context, name, looks):
-        looked.append((context.transform_name, [sum(map(len, groups)) for groups in looks]))
-        helps = context.transform_name in ("grayscale", "x1.33")
-        return ConfidenceStatistics(0.5 + 0.1 * helps, 0.3 - 0.1 * helps)
+    def look(context, name, groups):
+        looked[context.transform_name] = looked.get(context.transform_name, 0) + sum(map(len, groups))
+        # The mean prediction is the same: the mutual information grows by what the entropy falls.
+        one = {"mean": np.array([0.25, 0.75]), "entropy": 0.2 if context.transform_name == "grayscale" else 0.3}
+        return [one for group in groups for _ in group]
 
-    monkeypatch.setattr("das3.stages.choose_transform.confidence_statistics", look)
+    monkeypatch.setattr("das3.stages.choose_transform.confidence_of_images", look)
     context = context_of_gray(tmp_path, 30)
     assert choose_input_transform(context, 60, upscale=False).transform_name == "grayscale"
-    few, all_of_them = [IMAGES_FOR_FIRST_LOOK], [IMAGES_FOR_FIRST_LOOK, 8]
-    assert [name for name, counts in looked if counts == all_of_them] == ["grayscale", "none"]
-    # What was hopeless alone is not tried after another transform.
-    tried = ["none", "even illumination", *COLOR_TRANSFORMS, "grayscale grayscale"]
-    assert [name for name, counts in looked if counts == few] == tried
+    hopeless = dict.fromkeys(["even illumination", *COLOR_TRANSFORMS], IMAGES_FOR_FIRST_LOOK)
+    assert looked == hopeless | {"none": 16, "grayscale": 16}
     looked.clear()
     assert choose_input_transform(context, 1000, upscale=False).transform_name == "grayscale"
-    assert max(sum(counts) for _, counts in looked) == 24  # whole batches
+    # Whole batches; and what was hopeless alone is not tried after another transform.
+    assert looked == hopeless | {"none": 24, "grayscale": 24, "grayscale grayscale": IMAGES_FOR_FIRST_LOOK}
+
+
+@pytest.mark.parametrize(("steps", "upscale", "found"), [(60, False, "smooth"), (250, True, "x1.33")])
+def test_a_search_in_which_everything_helps_ends_when_its_share_of_the_stage_is_used_up(
+    steps, upscale, found, tmp_path, monkeypatch
+):
+    shown = 0
+
+    def look(context, name, groups):
+        nonlocal shown
+        passes = 1 if context.own_statistics else 2
+        shown += sum(map(len, groups)) * context.transform.upscale**2 * passes
+        order = ["none", *COLOR_TRANSFORMS, "smooth smooth", "smooth smooth smooth", "x1.33", "x1.67", "x2"]
+        rank = order.index(context.transform_name) if context.transform_name in order else 0
+        return [{"mean": np.array([0.25, 0.75]), "entropy": 0.7 * 0.9**rank} for group in groups for _ in group]
+
+    monkeypatch.setattr("das3.stages.choose_transform.confidence_of_images", look)
+    context = context_of_gray(tmp_path, 100)
+    best = choose_input_transform(context, steps, color=not upscale, upscale=upscale).transform_name
+    assert shown <= SHARE_OF_STAGE * 3 * 8 * steps
+    assert best == found
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [((16, 16), 8), ((160, 200), 8), ((16, 16), 2)])
@@ -428,12 +449,12 @@ def test_a_few_images_are_judged_under_norm_statistics_of_their_own(tmp_path):
     context = context_of_gray(tmp_path, 8, batch_size=8)
     before = {key: value.clone() for key, value in context.segmenter.state_dict().items()}
     own, estimated = (
-        confidence_statistics(replace(context, **how), name, [context.groups()])
+        confidence_statistics(confidence_of_images(replace(context, **how), name, context.groups()))
         for name, how in (("own", {"own_statistics": True}), ("estimated", {"transform": InputTransform()}))
     )
     assert own.mean_entropy == pytest.approx(estimated.mean_entropy, abs=1e-3)
     assert all(torch.equal(before[key], value) for key, value in context.segmenter.state_dict().items())
-    plain = confidence_statistics(context, "plain", [context.groups()])
+    plain = confidence_statistics(confidence_of_images(context, "plain", context.groups()))
     assert plain.mean_entropy != pytest.approx(own.mean_entropy, abs=1e-3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -112,12 +113,37 @@ def samples_of(path: Path, form: Form) -> NDArray[Any]:
     return samples
 
 
+class _NoWarnings:
+    """Within, nothing warns, in as many threads as there may be: filters are the process's, and no thread may put back
+    those that another one had set."""
+
+    def __init__(self) -> None:
+        self.lock, self.within = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.within:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore")
+            self.within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.within -= 1
+            if not self.within:
+                self.filters.__exit__(None, None, None)
+
+
+_NO_WARNINGS = _NoWarnings()
+_OPENING = threading.Lock()
+
+
 @contextmanager
 def readable(path: str | Path, what: str = "image") -> Iterator[None]:
     """Whatever goes wrong inside is a DataError that names the file."""
     try:
-        with warnings.catch_warnings():  # of damage that is an error in the end, or none
-            warnings.simplefilter("ignore")
+        with _NO_WARNINGS:  # of damage that is an error in the end, or none
             yield
     except DataError:
         raise
@@ -139,12 +165,13 @@ def opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
 
 def open_picture(path: str | Path | IO[bytes]) -> Image.Image:
     """As Pillow opens it, of das3's formats and sizes only; the pixels are not decoded."""
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns beyond this and refuses twice as much
-        return Image.open(path, formats=FORMATS)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _OPENING:  # the limit is the process's, and threads open images at the same time
+        limit = Image.MAX_IMAGE_PIXELS
+        try:
+            Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns beyond this and refuses twice as much
+            return Image.open(path, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def is_large(size: tuple[int, int], sample_bytes: int = 3) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from das3.input_transforms import COLOR_TRANSFORMS, IDENTITY, UPSCALE_FACTORS, InputTransform, estimate_illumination
 from das3.losses import entropy_of_probs, mutual_information
+from das3.norms import batch_norms
 from das3.stages.context import StageContext
 from das3.stages.image_views import TransformedImages, Windows
 
@@ -70,23 +72,24 @@ class ConfidenceStatistics(NamedTuple):
         )
 
 
-Groups = Sequence[Sequence[int]]
+Group = list[int]
+"""Indices of images that are predicted together."""
+Seen = Mapping[str, NDArray[Any]]
+"""Mean prediction, C values, and mean entropy of one image."""
 
 
-def confidence_statistics(context: StageContext, name: str, looks: Sequence[Groups]) -> ConfidenceStatistics:
-    """Confidence of the model on some images, as it is now.
-
-    Args:
-        context: of the stage.
-        name: of the folder that the predictions' means are kept in.
-        looks: the images' groups, as they are kept together; those that are kept already are not predicted again.
-    """
+def confidence_of_images(context: StageContext, name: str, groups: Sequence[Group]) -> list[Seen]:
+    """What the model, as it is now, says of some images; what is kept in the folder `name` is not predicted again."""
 
     def summary(probs: Tensor) -> dict[str, Tensor]:
         return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
 
-    found = [one for groups in looks for one in context.summarize(name, summary, groups=groups)]
-    means, entropies = (torch.from_numpy(np.stack([one[key] for one in found])) for key in ("mean", "entropy"))
+    return list(context.summarize(name, summary, groups=groups))
+
+
+def confidence_statistics(seen: Sequence[Seen]) -> ConfidenceStatistics:
+    """Statistics over images, of what `confidence_of_images` returned."""
+    means, entropies = (torch.from_numpy(np.stack([one[key] for one in seen])) for key in ("mean", "entropy"))
     return ConfidenceStatistics(mutual_information(means, entropies), entropies.mean().item())
 
 
@@ -119,17 +122,22 @@ def choose_input_transform(
 
 
 class _Search:
-    """The best transform so far, and what the model's confidence is under those that were looked at."""
+    """The best transform so far, and what the model says of the images under those that were looked at.
+
+    A first look is at few images; a full one at all; one at an enlarged image may be between them.
+    """
 
     def __init__(self, context: StageContext, steps: int) -> None:
         # Without gradients a few images take no more memory than one does in training.
         self.context = replace(context, batch_size=max(context.batch_size, MIN_IMAGES_FOR_STATISTICS))
         self.best = InputTransform(rgb=context.rgb)
-        self.found: dict[tuple[str, bool], ConfidenceStatistics] = {}
-        self.first, self.rest = _looks(self.context, _affordable(context, steps))
-        smallest = min(map(len, self.first + self.rest))
+        self.seen: dict[str, list[Seen]] = {}
+        self.left = SHARE_OF_STAGE * _passes(context, steps)
+        self.looks = _looks(self.context, _affordable(context, steps))
+        smallest = min(len(group) for look in self.looks for group in look)
         # Else statistics are re-estimated, which is another pass.
         self.one_pass = smallest >= MIN_IMAGES_FOR_STATISTICS
+        self.normalizes = any(True for _ in batch_norms(context.segmenter))
 
     def even_illumination(self) -> None:
         """Divide out the illumination that all images share, if that helps."""
@@ -141,75 +149,120 @@ class _Search:
             self.best = even
 
     def recolor(self) -> None:
-        """Add colour transforms, as long as one helps. What looks hopeless on its own does not follow another."""
+        """Add colour transforms, as long as one helps and the search may go on.
+
+        What looks hopeless on its own does not follow another.
+        """
         names = list(COLOR_TRANSFORMS)
         while len(self.best.color_transforms) < MAX_COLOR_TRANSFORMS:
             tried = {name: replace(self.best, color_transforms=(*self.best.color_transforms, name)) for name in names}
+            short = sum(self.cost(one, looks=1) for one in tried.values())
+            if self.best.color_transforms and short + self.cost(self.best) > self.left:
+                break
             names = [name for name, one in tried.items() if self.is_promising(one)]
-            found = {tried[name]: self.confidence(tried[name]) for name in names}
-            reached = self.confidence(self.best) if found else None
-            better = [
-                one for one, by in found.items() if reached and by.improves_on(reached, MIN_MUTUAL_INFORMATION_GAIN)
-            ]
+            names.sort(key=lambda name: self.confidence(tried[name], looks=1).mutual_information, reverse=True)
+            better: dict[InputTransform, ConfidenceStatistics] = {}
+            for one in (tried[name] for name in names):
+                # If there is nothing left for a full look at the most promising one, the first look has to do.
+                looks = None if self.cost(one) + self.cost(self.best) <= self.left else 1
+                if looks is None or one == tried[names[0]]:
+                    found = self.confidence(one, looks)
+                    if found.improves_on(self.confidence(self.best, looks), MIN_MUTUAL_INFORMATION_GAIN):
+                        better[one] = found
             if not better:
                 break
-            self.best = max(better, key=lambda one: found[one].mutual_information)
+            self.best = max(better, key=lambda one: better[one].mutual_information)
 
     def enlarge(self) -> None:
-        """Enlarge the images step by step, as long as each step helps."""
+        """Enlarge the images step by step, as long as each step helps and the search may go on."""
         for factor in UPSCALE_FACTORS:
             larger = replace(self.best, upscale=factor)
             if not self.context.segmenter.takes(*larger.size(self.context.images.size(0))):
                 break
-            if not self.is_promising(larger):
+            if self.cost(larger, looks=1) > self.left or not self.is_promising(larger):
                 break
-            if not self.confidence(larger).is_more_confident_than(self.confidence(self.best)):
+            looks = self.most_looks(larger)
+            if looks == 1 < len(self.looks):
+                break
+            if not self.confidence(larger, looks).is_more_confident_than(self.confidence(self.best, looks)):
                 break
             self.best = larger
 
     def is_promising(self, tried: InputTransform) -> bool:
         """Whether a few images do not show already that a transform is no better than the best so far."""
-        before, after = (self.confidence(one, at_first=True) for one in (self.best, tried))
-        if not self.rest:
+        before, after = (self.confidence(one, looks=1) for one in (self.best, tried))
+        if len(self.looks) == 1:
             return True
         gains = after.improves_on(before, by=SHARE_AT_FIRST_LOOK * MIN_MUTUAL_INFORMATION_GAIN)
         return gains or after.mean_entropy <= (1 - SHARE_AT_FIRST_LOOK * MIN_ENTROPY_REDUCTION) * before.mean_entropy
 
-    def confidence(self, transform: InputTransform, *, at_first: bool = False) -> ConfidenceStatistics:
-        """Of the model under a transform, on all images that are looked at or at the first few."""
-        at_first = at_first or not self.rest
-        if (transform.name, at_first) not in self.found:
-            looks = [self.first] if at_first else [self.first, self.rest]
-            found = confidence_statistics(self.under(transform), f"input_transforms/{transform.name}", looks)
-            self.found[transform.name, at_first] = found
-        return self.found[transform.name, at_first]
+    def confidence(self, transform: InputTransform, looks: int | None = None) -> ConfidenceStatistics:
+        """Of the model under a transform, on the images of the first so many looks; of all when None."""
+        seen, missing = self.seen.setdefault(transform.name, []), self.missing(transform, looks)
+        self.left -= self.cost(transform, looks)
+        if missing:
+            # Together, since statistics that are re-estimated are those of the images that are given.
+            name = f"input_transforms/{transform.name}"
+            seen += confidence_of_images(self.under(transform), name, missing)
+        return confidence_statistics(seen[: sum(len(group) for look in self.looks[:looks] for group in look)])
+
+    def missing(self, transform: InputTransform, looks: int | None = None) -> list[Group]:
+        """Groups of these looks that the model has not seen under a transform."""
+        known = len(self.seen.get(transform.name, []))
+        groups = [group for look in self.looks[:looks] for group in look]
+        ends = np.cumsum([len(group) for group in groups])
+        return [group for group, end in zip(groups, ends, strict=True) if end > known]
+
+    def cost(self, transform: InputTransform, looks: int | None = None) -> float:
+        """Images, of the size they have unless enlarged, that the model would have to be shown for it."""
+        estimates = self.normalizes and not self.in_one_pass(transform)
+        return (1 + estimates) * transform.upscale**2 * sum(map(len, self.missing(transform, looks)))
+
+    def most_looks(self, transform: InputTransform) -> int:
+        """The largest number of looks that the search can afford, at least 1."""
+        best = self.best
+        affordable = [
+            looks
+            for looks in range(2, len(self.looks) + 1)
+            if self.cost(transform, looks) + self.cost(best, looks) <= self.left
+        ]
+        return max(affordable, default=1)
+
+    def in_one_pass(self, transform: InputTransform) -> bool:
+        """Whether it is seen under each batch's own norm statistics.
+
+        An enlarged batch is gone through in parts, which are too small for that.
+        """
+        return self.one_pass and transform.upscale == 1
 
     def under(self, transform: InputTransform) -> StageContext:
         """The context with a transform, where images are no larger than a training sample."""
-        images, crop = self.context.images, self.context.crop
-        # An enlarged batch is gone through in parts, which are too small for statistics of their own.
-        one_pass = self.one_pass and transform.upscale == 1
+        images, crop, one_pass = self.context.images, self.context.crop, self.in_one_pass(transform)
         if any(side > most for size in set(images.sizes()) for side, most in zip(size, crop, strict=True)):
             images = Windows(TransformedImages(images, replace(transform, upscale=1.0)), crop)
             transform = InputTransform(upscale=transform.upscale)
         return replace(self.context, images=images, transform=transform, own_statistics=one_pass)
 
 
+def _passes(context: StageContext, steps: int) -> int:
+    """Forward passes of an image that take as long as the stage's steps: a backward pass takes twice as long."""
+    return 3 * context.draws(steps)
+
+
 def _affordable(context: StageContext, steps: int) -> int:
     """How many images a promising transform may be looked at on."""
-    passes = 3 * context.draws(steps)  # a step is a forward pass, and a backward pass twice as long
-    share = round(SHARE_OF_STAGE * passes / FULL_LOOKS)
+    share = round(SHARE_OF_STAGE * _passes(context, steps) / FULL_LOOKS)
     return min(MAX_IMAGES_FOR_SEARCH, max(2 * IMAGES_FOR_FIRST_LOOK, share))
 
 
-def _looks(context: StageContext, images: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Groups of evenly spaced images: those of the first look and, if they are not all, the others."""
+def _looks(context: StageContext, images: int) -> list[list[Group]]:
+    """Groups of evenly spaced images: those of the first look and, if they are not all, others, one group a look."""
     count = len(context.images)
     images = min(images, count)
     if images > context.batch_size:
         images -= images % context.batch_size  # the last batch would be too small for statistics of its own
     chosen = [n * count // images for n in range(images)]
     if images < 2 * IMAGES_FOR_FIRST_LOOK:
-        return context.groups_of(chosen), []
+        return [context.groups_of(chosen)]
     first = chosen[:: images // IMAGES_FOR_FIRST_LOOK][:IMAGES_FOR_FIRST_LOOK]
-    return context.groups_of(first), context.groups_of(i for i in chosen if i not in first)
+    return [context.groups_of(first), *([group] for group in context.groups_of(i for i in chosen if i not in first))]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +22,7 @@ from das3.data.images import Images
 from das3.data.label_store import LabelStore
 from das3.data.pixels import Pixel, to_unit
 from das3.data.samples import Augmentation, Maps, Samples
-from das3.distributed import sum_over_processes, wait_for_all
+from das3.distributed import spare_cores, sum_over_processes, wait_for_all
 from das3.input_transforms import IDENTITY, InputTransform
 from das3.losses import IGNORE_INDEX
 from das3.norms import batch_statistics, reestimate, restored_running_statistics
@@ -48,6 +49,9 @@ WRITERS = 2
 """Threads that compress and write labels while the model predicts the next ones."""
 WAITING = 32
 """Images whose labels may wait to be written, so that memory is constant."""
+
+BYTES_AHEAD = 2**28
+"""Of decoded images that wait for the model, unless two batches are more."""
 
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
@@ -164,30 +168,45 @@ class StageContext:
 
     def _masked_batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
         """The same, with H×W on the device of each image, false where there is no data; None where there is all."""
-        for read in self._read_ahead(groups):
+        device = self.fabric.device
+        for pixels, masks in self._read_ahead(groups):
+            batch = to_unit(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2))
+            yield batch, [None if m is None else torch.from_numpy(m).to(device) for m in masks]
+
+    def _read_ahead(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[NDArray[np.bool_] | None]]]:
+        """B×H×W×K of group after group and their masks; the next ones are decoded in threads while one is worked on."""
+        pins = self.fabric.device.type == "cuda"  # only then does a copy to the device not have to be waited for
+
+        def stacked(read: Iterable[_Masked]) -> tuple[Tensor, list[NDArray[np.bool_] | None]]:
             arrays, masks = zip(*read, strict=True)
-            batch = to_unit(torch.from_numpy(np.stack(arrays)).to(self.fabric.device).permute(0, 3, 1, 2))
-            yield batch, [None if m is None else torch.from_numpy(m).to(self.fabric.device) for m in masks]
-
-    def _read_ahead(self, groups: Sequence[Sequence[int]]) -> Iterator[Sequence[_Masked]]:
-        """The images of group after group, the next one being decoded while one is worked on."""
-
-        def read(group: Sequence[int]) -> list[_Masked]:
-            return [self.images.masked(i) for i in group]
+            pixels = torch.from_numpy(np.stack(arrays))
+            return pixels.pin_memory() if pins else pixels, list(masks)
 
         if not self.images.is_thread_safe:
-            yield from map(read, groups)
+            yield from (stacked(self.images.masked(i) for i in group) for group in groups)
             return
-        with ThreadPoolExecutor(1) as pool:
-            following: Future[list[_Masked]] | None = None
+        threads = max(1, spare_cores(self.fabric))
+        waiting: deque[list[Future[_Masked]]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            most, coming = self._images_ahead(threads), iter(groups)
             try:
-                for n, group in enumerate(groups):
-                    found = following.result() if following else read(group)
-                    following = pool.submit(read, groups[n + 1]) if n + 1 < len(groups) else None
-                    yield found
+                while True:
+                    while len(waiting) < 2 or sum(map(len, waiting)) < most:
+                        group = next(coming, None)
+                        if group is None:
+                            break
+                        waiting.append([pool.submit(self.images.masked, i) for i in group])
+                    if not waiting:
+                        return
+                    yield stacked(future.result() for future in waiting.popleft())
             finally:
-                if following:
-                    following.cancel()
+                for future in chain.from_iterable(waiting):
+                    future.cancel()
+
+    def _images_ahead(self, threads: int) -> int:
+        """How many images may wait decoded: enough for the threads, and few if they are large."""
+        largest = max((height * width for height, width in self.images.sizes()), default=1) * self.images.pixel_bytes
+        return int(min(2 * threads, BYTES_AHEAD // max(1, largest)))
 
     @torch.no_grad()
     def label_all(
@@ -281,13 +300,19 @@ class StageContext:
         """Groups, each with what `label` makes of the predictions of its images; `of` are those of all processes."""
 
         def made() -> Generator[_Labelled, None, None]:
+            # One batch behind: while its labels come from a GPU, the next batch is on its way there.
+            behind: tuple[Sequence[int], _ToHost] | None = None
             batches = zip(groups, self._masked_batches(groups), strict=True)
             for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(groups)):
                 found = [
                     label(probs) if valid is None else _labels_of_data(label, probs, valid)
                     for probs, valid in zip(self.predict(batch), masks, strict=True)
                 ]
-                yield group, [{key: value.cpu().numpy() for key, value in one.items()} for one in found]
+                done, behind = behind, (group, _ToHost(found))
+                if done:
+                    yield done[0], done[1].arrays()
+            if behind:
+                yield behind[0], behind[1].arrays()
 
         many = sum(map(len, of)) > MAX_IMAGES_FOR_STATISTICS
         transformed = self._transformed_statistics(self.subset_groups() if many else of)
@@ -338,6 +363,23 @@ class StageContext:
         """A batch of transformed images, in parts with no more pixels than the batch, where possible."""
         images = batch if self.transform is None else self.transform(batch)
         return torch.split(images, max(1, batch.numel() // images[0].numel()))
+
+
+class _ToHost:
+    """Labels of images on their way from a device, which goes on working meanwhile."""
+
+    def __init__(self, labels: Sequence[Mapping[str, Tensor]]) -> None:
+        on_gpu = any(value.is_cuda for one in labels for value in one.values())
+        self.copies = [{key: value.to("cpu", non_blocking=on_gpu) for key, value in one.items()} for one in labels]
+        self.copied = torch.cuda.Event() if on_gpu else None
+        if self.copied:
+            self.copied.record()
+
+    def arrays(self) -> list[dict[str, NDArray[Any]]]:
+        """The labels, once they are there."""
+        if self.copied:
+            self.copied.synchronize()
+        return [{key: value.numpy() for key, value in one.items()} for one in self.copies]
 
 
 @contextmanager

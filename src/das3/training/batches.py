@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from das3.data.samples import Sample, Samples
+from das3.distributed import spare_cores
 from das3.errors import ModelError, RecipeError, TrainingError
 from das3.norms import training_norms
 from das3.stages.base import Stage
@@ -110,7 +110,7 @@ class Batches:
         loader = DataLoader(
             self.samples,
             batch_sampler=_Range(first, self.options.batch_size, self.fabric.global_rank, self.fabric.world_size),
-            num_workers=_workers(self.fabric, self.options),
+            num_workers=spare_cores(self.fabric) if self.options.workers == "auto" else self.options.workers,
             pin_memory=self.fabric.device.type == "cuda",
             generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
         )
@@ -119,11 +119,3 @@ class Batches:
             if self.options.channels_last:
                 batch["image"] = as_channels_last(batch["image"])
             yield batch
-
-
-def _workers(fabric: Fabric, options: LoopOptions) -> int:
-    """How many processes load images for this one; one core of each is left to what trains."""
-    if options.workers != "auto":
-        return options.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if fabric.device.type == "cpu" else max(0, min(8, cores // fabric.world_size - 1))

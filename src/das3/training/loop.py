@@ -156,7 +156,7 @@ def train(
                 f"stage {stage.name} has nothing to train: all parameters that it would change are frozen in the model "
                 "(or there are none); unfreeze some (requires_grad_(True)), or leave the stage out with --stages"
             )
-        model, optimizer = fabric.setup(_compiled(segmenter, fabric, options), _optimizer(groups, options))
+        model, optimizer = fabric.setup(_compiled(segmenter, fabric, options), _optimizer(groups, options, fabric))
         ema = ExponentialMovingAverage(segmenter, options.ema_decay) if options.ema_decay else None
         first = 0
         if start:
@@ -257,10 +257,13 @@ def _compiled(segmenter: Segmenter, fabric: Fabric, options: LoopOptions) -> nn.
     return cast(nn.Module, torch.compile(segmenter))
 
 
-def _optimizer(groups: list[dict[str, Any]], options: LoopOptions) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], options: LoopOptions, fabric: Fabric) -> torch.optim.Optimizer:
+    # One launch for all weights, where a GPU would wait for many. Lightning can't clip for it where losses are scaled.
+    scaled = getattr(fabric._precision, "scaler", None) is not None
+    fused = True if fabric.device.type == "cuda" and not scaled else None
     if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9)
-    return torch.optim.AdamW(groups)
+        return torch.optim.SGD(groups, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(groups, fused=fused)
 
 
 class _Meter:
