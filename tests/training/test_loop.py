@@ -1,5 +1,8 @@
 import math
+import multiprocessing
 import threading
+import time
+from contextlib import nullcontext
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -82,6 +85,23 @@ def test_it_learns():
     assert [r.step for r in records] == [10, 20, 30, 40, 50, 60]
     assert records[-1].losses["cross_entropy"] < records[0].losses["cross_entropy"]
     assert all(r.images_per_second > 0 for r in records)
+
+
+@pytest.mark.parametrize("ending", ["done", "error"])
+def test_processes_that_load_images_end_with_the_training(ending):
+    """At once: left to the garbage collector, each of them would be waited for for 5 s."""
+
+    def report(record):
+        began.append(time.perf_counter())
+        if ending == "error":
+            raise KeyboardInterrupt
+
+    began = []
+    with pytest.raises(KeyboardInterrupt) if ending == "error" else nullcontext():
+        fit(tiny(), LoopOptions(batch_size=2, workers=2), StageOptions(steps=3), report=report)
+    assert began
+    assert not multiprocessing.active_children()
+    assert time.perf_counter() - began[-1] < 4
 
 
 def test_accumulated_batches_equal_one_large_batch():

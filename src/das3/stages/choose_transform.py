@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -145,7 +145,16 @@ class _Search:
         batches = context.batches(context.subset_groups())
         colors = batches if rgb is None else (batch[:, list(rgb)] for batch in batches)
         even = replace(self.best, illumination=estimate_illumination(colors))
-        if self.is_promising(even) and self.confidence(even).is_more_confident_than(self.confidence(self.best)):
+        if not self.is_promising(even):
+            return
+        recolored = self.recolored(COLOR_TRANSFORMS).values()
+        first_looks = sum(self.cost(one, looks=1) for one in recolored)
+        if self.cost(even) + self.cost(self.best) + first_looks + self.cost(even) > self.left:
+            # There is not enough for a full look at a colour transform as well, so one that helps at first goes first.
+            before = self.confidence(self.best, looks=1)
+            if any(self.confidence(one, looks=1).improves_on(before, MIN_MUTUAL_INFORMATION_GAIN) for one in recolored):
+                return
+        if self.confidence(even).is_more_confident_than(self.confidence(self.best)):
             self.best = even
 
     def recolor(self) -> None:
@@ -155,9 +164,9 @@ class _Search:
         """
         names = list(COLOR_TRANSFORMS)
         while len(self.best.color_transforms) < MAX_COLOR_TRANSFORMS:
-            tried = {name: replace(self.best, color_transforms=(*self.best.color_transforms, name)) for name in names}
-            short = sum(self.cost(one, looks=1) for one in tried.values())
-            if self.best.color_transforms and short + self.cost(self.best) > self.left:
+            tried = self.recolored(names)
+            first_looks = sum(self.cost(one, looks=1) for one in tried.values())
+            if self.best.name != IDENTITY and first_looks + self.cost(self.best) > self.left:
                 break
             names = [name for name, one in tried.items() if self.is_promising(one)]
             names.sort(key=lambda name: self.confidence(tried[name], looks=1).mutual_information, reverse=True)
@@ -172,6 +181,10 @@ class _Search:
             if not better:
                 break
             self.best = max(better, key=lambda one: better[one].mutual_information)
+
+    def recolored(self, names: Iterable[str]) -> dict[str, InputTransform]:
+        """The best transform followed by each of these."""
+        return {name: replace(self.best, color_transforms=(*self.best.color_transforms, name)) for name in names}
 
     def enlarge(self) -> None:
         """Enlarge the images step by step, as long as each step helps and the search may go on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +38,11 @@ class _Range(Sampler[list[int]]):
 
 
 class Batches:
-    """Batches in order, and their gradients. If a GPU's memory does not hold a batch, it is gone through in parts."""
+    """Batches in order, and their gradients. If a GPU's memory does not hold a batch, it is gone through in parts.
+
+    To be used in a `with`: processes that load images end with it. Left to the garbage collector, which takes away
+    their queues first, each would be waited for in vain for 5 s.
+    """
 
     def __init__(self, fabric: Fabric, samples: Samples, options: LoopOptions, say: Callable[[str], None]) -> None:
         if options.batch_size % fabric.world_size:
@@ -46,7 +50,14 @@ class Batches:
         self.fabric, self.samples, self.options, self.say = fabric, samples, options, say
         self.size = options.batch_size // fabric.world_size
         self.micro = self.size
-        self.coming: Iterator[Sample] | None = None
+        self.coming: Generator[Sample, None, None] | None = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.coming:
+            self.coming.close()
 
     def add_gradients(
         self, stage: Stage[Any], model: Any, optimizer: Any, step: int, seed: int
@@ -100,13 +111,15 @@ class Batches:
                 "smaller --batch-size or --crop, or with --precision bf16"
             ) from error
         self.micro = -(-self.micro // 2)
+        if self.coming:
+            self.coming.close()
         self.coming = None  # a sample is a function of its number: the step begins anew
         self.say(
             f"the GPU's memory does not hold a batch: {self.micro} images of its {self.size} are gone through at a "
             "time; gradients are those of the whole batch, batch-norm statistics those of a part"
         )
 
-    def _from(self, first: int) -> Iterator[Sample]:
+    def _from(self, first: int) -> Generator[Sample, None, None]:
         loader = DataLoader(
             self.samples,
             batch_sampler=_Range(first, self.options.batch_size, self.fabric.global_rank, self.fabric.world_size),

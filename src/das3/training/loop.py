@@ -149,7 +149,8 @@ def train(
     settings: StageOptions = stage.options
     if settings.steps == 0:
         return
-    with _trained(segmenter), _under_options(fabric, segmenter, stage, options):
+    coming = Batches(fabric, samples, options, say)
+    with _trained(segmenter), _under_options(fabric, segmenter, stage, options), coming as batches:
         groups = parameter_groups(segmenter, stage, options.weight_decay)
         if not groups:
             raise ModelError(
@@ -162,7 +163,6 @@ def train(
         if start:
             first = start.step
             _continue(start, optimizer, stage, ema)
-        batches = Batches(fabric, samples, options, say)
         segmenter.train()
         set_norm_mode(segmenter, settings.bn_mode)
         meter = _Meter(options)
