@@ -4,9 +4,8 @@
     python benchmarks/speed.py --only step/align    # rows whose name begins so, --only again for more; others stay
     python benchmarks/speed.py --check              # print only
 
-Both sides of a ratio are measured in one process. On a CPU they take turns, a few steps each, so that what else the
-machine does falls on both, and the seconds of one thread of this process are counted. On a GPU one follows the other,
-as processes would load images ahead during bare steps, and the seconds of the clock are counted.
+Both sides of a ratio take turns in one process, a few steps each, so that what else the machine does falls on both. On
+a GPU the seconds of the clock are counted, on a CPU those of one thread of this process.
 
 What is bare: a supervised step of the network, its inputs on the device (forward, upsampling to the image,
 cross-entropy, backward, AdamW); inference is forward, upsampling and argmax. What is measured of das3: the real loop,
@@ -51,8 +50,8 @@ from speed_rows.steps import memory_rows, step_rows, variant_rows
 FOLDER = Path(__file__).with_name("results")
 
 ROWS = (
-    *(sample_rows, loss_rows, step_rows, variant_rows, memory_rows),
-    *(label_rows, prepare_rows, pass_rows, run_rows, checkpoint_rows),
+    *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, loss_rows),
+    *(prepare_rows, pass_rows, run_rows, checkpoint_rows),
 )
 
 

@@ -45,8 +45,7 @@ class Setting:
     images: int
     prepared: tuple[int, ...]  # numbers of images that a stage is prepared for
     block: int  # steps between two looks at the clock
-    warmup: int  # blocks that are not counted
-    in_turn: bool  # a block of bare steps after each of das3's, or all of them at the end
+    lead: int  # blocks that are not counted after bare steps, in which is used up what was loaded meanwhile
 
 
 CPU = Setting(
@@ -56,25 +55,21 @@ CPU = Setting(
     images=16,
     prepared=(50, 200),
     block=1,
-    warmup=1,
-    in_turn=True,
+    lead=0,
 )
 GPU = Setting(
     networks={
-        "small": ("small", 8, (512, 512)),
         "segformer": ("segformer", 8, (512, 512)),
-        "deeplabv2-b2": ("deeplabv2", 2, (512, 1024)),
         "deeplabv2-b4": ("deeplabv2", 4, (512, 1024)),
+        "deeplabv2-b2": ("deeplabv2", 2, (512, 1024)),
+        "small": ("small", 8, (512, 512)),
     },
-    blocks={"small": 12, "segformer": 12, "deeplabv2-b2": 8, "deeplabv2-b4": 6},
+    blocks={"small": 5, "segformer": 4, "deeplabv2-b2": 3, "deeplabv2-b4": 2},
     sizes={"jpeg": (512, 1024), "png": (1024, 2048)},
     images=32,
     prepared=(500,),
-    block=5,
-    # While bare steps are taken, processes go on loading images: they would be ahead of what they can keep up with. The
-    # first blocks use up what they had loaded before the first step.
-    warmup=4,
-    in_turn=False,
+    block=10,
+    lead=2,  # 20 steps: 8 processes are at most 16 batches ahead
 )
 
 

@@ -57,7 +57,7 @@ def label_rows(bench: Bench, folder: Path) -> None:
 
 
 def prepare_rows(bench: Bench, folder: Path) -> None:
-    kind, batch, crop = next(iter(bench.setting.networks.values()))
+    kind, batch, crop = bench.setting.networks["small"]
     for number in bench.setting.prepared:
         for name in STAGES:
             if not bench.wants(f"prepare/{name}/{number}"):

@@ -22,24 +22,27 @@ FORMS = ("ready", "jpeg", "png")
 
 
 class Turns:
-    """Called by the loop after every block of steps: looks at the clock, and may take as many bare steps."""
+    """Called by the loop after every block of steps: looks at the clock, then takes as many bare steps.
+
+    The first block warms up, and starts the processes that load images.
+    """
 
     def __init__(self, bench: Bench, bare: BareStep) -> None:
         self.bench, self.bare = bench, bare
         self.ours: list[float] = []
         self.theirs: list[float] = []
+        self.to_skip = 1 + bench.setting.lead
         self.since = bench.clock()
 
     def __call__(self, record: object) -> None:
-        block = self.bench.setting.block
-        self.ours.append(1e3 * (self.bench.clock() - self.since) / block)
-        if self.bench.setting.in_turn:
-            self.take_bare_steps()
+        now, block = self.bench.clock(), self.bench.setting.block
+        if self.to_skip:
+            self.to_skip -= 1
+        else:
+            self.ours.append(1e3 * (now - self.since) / block)
+            self.theirs.append(1e3 * self.bench.seconds(lambda: [self.bare() for _ in range(block)]) / block)
+            self.to_skip = self.bench.setting.lead
         self.since = self.bench.clock()
-
-    def take_bare_steps(self) -> None:
-        block = self.bench.setting.block
-        self.theirs.append(1e3 * self.bench.seconds(lambda: [self.bare() for _ in range(block)]) / block)
 
 
 def step_rows(bench: Bench, folder: Path) -> None:
@@ -63,21 +66,17 @@ def step_row(
     setting, (_, kind, title, form) = bench.setting, name.split("/")
     # The search for a transform has a row of its own, and what it finds for random weights is chance.
     search = {"color_transforms": False} | ({} if kind == "align" else {"upscale": False})
-    steps = setting.block * (setting.blocks[title] + setting.warmup)
+    steps = setting.block * (1 + setting.blocks[title] * (setting.lead + 1))
     # At the usual rates random weights run away within these steps.
     options = {"steps": steps, "lr": 1e-6, **search}
     with prepared(bench, segmenter, images, kind, batch, crop, **options) as (stage, samples, context):
         if form == "ready":
             samples = Ready(samples, batch)
         recipe = replace(Recipe(), batch_size=batch, log_every=setting.block)
+        bare()
         turns = Turns(bench, bare)
         train(bench.fabric, segmenter, stage, samples, recipe, seed=context.seed, report=turns)
-    if not setting.in_turn:
-        for _ in range(setting.blocks[title] + setting.warmup):
-            turns.take_bare_steps()
-    # The first blocks warm up, and start the processes that load images.
-    ours, theirs = (times[setting.warmup :] for times in (turns.ours, turns.theirs))
-    bench.add(name, ours, theirs, default=form != "ready", unit="ms")
+    bench.add(name, turns.ours, turns.theirs, default=form != "ready", unit="ms")
 
 
 def variant_rows(bench: Bench, folder: Path) -> None:

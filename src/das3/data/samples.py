@@ -84,6 +84,8 @@ class Augmentation:
         if mirrored:
             sample = {name: value.flip(-1) for name, value in sample.items()}
         sample["image"] = self._photometric(sample["image"], rng)
+        if image.dtype == np.uint8 and (sample["image"].shape != pixels.shape or self.color or self.blur):
+            sample["image"] = _eight_bits(sample["image"])
         return sample
 
     def _photometric(self, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -108,6 +110,11 @@ class Augmentation:
         turned = torch.from_numpy(hue_rotation(hue) @ (contrast * colors)).float()
         flat = torch.addmm(torch.full((3, 1), middle), turned, image.flatten(1)).clamp_(0, 1)
         return flat.view_as(image)
+
+
+def _eight_bits(image: Tensor) -> Tensor:
+    """The nearest values that a picture of 8 bits can have: a batch of them takes a quarter of the bytes."""
+    return image.mul(255).round_().div_(255)
 
 
 _GREY = np.full((3, 3), 1 / 3)

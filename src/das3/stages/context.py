@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +38,7 @@ T = TypeVar("T")
 
 _Labelled = tuple[Sequence[int], list[dict[str, NDArray[Any]]]]
 _Masked = tuple[Pixel, NDArray[np.bool_] | None]
+_Read = tuple[Tensor, Sequence[NDArray[np.bool_] | None]]
 
 MAX_IMAGES_FOR_STATISTICS = 140
 """Approximate number of images, evenly spaced, for means over many pixels."""
@@ -173,35 +173,30 @@ class StageContext:
             batch = to_unit(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2))
             yield batch, [None if m is None else torch.from_numpy(m).to(device) for m in masks]
 
-    def _read_ahead(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[NDArray[np.bool_] | None]]]:
+    def _read_ahead(self, groups: Sequence[Sequence[int]]) -> Iterator[_Read]:
         """B×H×W×K of group after group and their masks; the next ones are decoded in threads while one is worked on."""
-        pins = self.fabric.device.type == "cuda"  # only then does a copy to the device not have to be waited for
-
-        def stacked(read: Iterable[_Masked]) -> tuple[Tensor, list[NDArray[np.bool_] | None]]:
-            arrays, masks = zip(*read, strict=True)
-            pixels = torch.from_numpy(np.stack(arrays))
-            return pixels.pin_memory() if pins else pixels, list(masks)
-
+        pinned = self.fabric.device.type == "cuda"  # only then a copy to the device need not be waited for
         if not self.images.is_thread_safe:
-            yield from (stacked(self.images.masked(i) for i in group) for group in groups)
+            yield from (_stacked(map(self.images.masked, group), pinned) for group in groups)
             return
         threads = max(1, spare_cores(self.fabric))
-        waiting: deque[list[Future[_Masked]]] = deque()
-        with ThreadPoolExecutor(threads) as pool:
-            most, coming = self._images_ahead(threads), iter(groups)
-            try:
-                while True:
-                    while len(waiting) < 2 or sum(map(len, waiting)) < most:
-                        group = next(coming, None)
-                        if group is None:
-                            break
-                        waiting.append([pool.submit(self.images.masked, i) for i in group])
-                    if not waiting:
-                        return
-                    yield stacked(future.result() for future in waiting.popleft())
-            finally:
-                for future in chain.from_iterable(waiting):
-                    future.cancel()
+        most, coming = self._images_ahead(threads), iter(groups)
+        waiting: deque[tuple[int, Future[_Read]]] = deque()
+        pool = ThreadPoolExecutor(threads)
+        try:
+            while True:
+                while len(waiting) < 2 or sum(count for count, _ in waiting) < most:
+                    group = next(coming, None)
+                    if group is None:
+                        break
+                    images = [pool.submit(self.images.masked, i) for i in group]
+                    # Threads begin in this order: when this one does, those images are decoded or are being so.
+                    waiting.append((len(group), pool.submit(_stacked, map(Future.result, images), pinned)))
+                if not waiting:
+                    return
+                yield waiting.popleft()[1].result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _images_ahead(self, threads: int) -> int:
         """How many images may wait decoded: enough for the threads, and few if they are large."""
@@ -363,6 +358,16 @@ class StageContext:
         """A batch of transformed images, in parts with no more pixels than the batch, where possible."""
         images = batch if self.transform is None else self.transform(batch)
         return torch.split(images, max(1, batch.numel() // images[0].numel()))
+
+
+def _stacked(images: Iterable[_Masked], pinned: bool) -> _Read:
+    """Images as one B×H×W×K, and their masks."""
+    arrays, masks = zip(*images, strict=True)
+    if not pinned:
+        return torch.from_numpy(np.stack(arrays)), masks
+    batch = torch.empty((len(arrays), *arrays[0].shape), dtype=torch.from_numpy(arrays[0]).dtype, pin_memory=True)
+    np.stack(arrays, out=batch.numpy())
+    return batch, masks
 
 
 class _ToHost:

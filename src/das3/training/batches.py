@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
+from das3.data.pixels import to_unit
 from das3.data.samples import Sample, Samples
 from das3.distributed import spare_cores
 from das3.errors import ModelError, RecipeError, TrainingError
@@ -40,8 +41,7 @@ class _Range(Sampler[list[int]]):
 class Batches:
     """Batches in order, and their gradients. If a GPU's memory does not hold a batch, it is gone through in parts.
 
-    To be used in a `with`: processes that load images end with it. Left to the garbage collector, which takes away
-    their queues first, each would be waited for in vain for 5 s.
+    To be used in a `with`, with which the processes end that load images.
     """
 
     def __init__(self, fabric: Fabric, samples: Samples, options: LoopOptions, say: Callable[[str], None]) -> None:
@@ -120,15 +120,38 @@ class Batches:
         )
 
     def _from(self, first: int) -> Generator[Sample, None, None]:
+        options, fabric = self.options, self.fabric
+        workers = spare_cores(fabric) if options.workers == "auto" else options.workers
         loader = DataLoader(
             self.samples,
-            batch_sampler=_Range(first, self.options.batch_size, self.fabric.global_rank, self.fabric.world_size),
-            num_workers=spare_cores(self.fabric) if self.options.workers == "auto" else self.options.workers,
-            pin_memory=self.fabric.device.type == "cuda",
+            batch_sampler=_Range(first, options.batch_size, fabric.global_rank, fabric.world_size),
+            collate_fn=_in_few_bytes if workers else None,
+            num_workers=workers,
+            pin_memory=fabric.device.type == "cuda",
             generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
         )
-        for batch in loader:
-            batch = {key: value.to(self.fabric.device, non_blocking=True) for key, value in batch.items()}
-            if self.options.channels_last:
-                batch["image"] = as_channels_last(batch["image"])
-            yield batch
+        coming = iter(loader)
+        try:
+            for batch in coming:
+                batch = {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+                batch["image"] = to_unit(batch["image"])
+                if options.channels_last:
+                    batch["image"] = as_channels_last(batch["image"])
+                yield batch
+        finally:
+            # Its processes end now. The garbage collector, if it finds it, takes away their queues first and then waits
+            # 5 s for each of them.
+            getattr(coming, "_shutdown_workers", lambda: None)()
+
+
+def _in_few_bytes(samples: list[Sample]) -> Sample:
+    """A batch, its images as uint8 where nothing is lost by it.
+
+    That is a quarter of what has to be handed from process to process and to the device, which can take longer than a
+    step of a small network on a GPU.
+    """
+    images = [one["image"] for one in samples]
+    eight_bits = [image.mul(255).round_().to(torch.uint8) for image in images]
+    if all(map(torch.equal, images, map(to_unit, eight_bits))):
+        samples = [{**one, "image": image} for one, image in zip(samples, eight_bits, strict=True)]
+    return default_collate(samples)  # type: ignore[no-any-return]
