@@ -48,6 +48,31 @@ def test_it_goes_on_where_it_stopped():
     assert all(torch.equal(value, whole.values[name]) for name, value in target.state_dict().items())
 
 
+def test_it_follows_tensors_that_a_network_puts_in_place_of_others():
+    network = next(networks(1))
+    average = ExponentialMovingAverage(network, 0.5)
+    for value in (1.0, 2.0, 4.0):
+        network[0].weight = nn.Parameter(torch.full_like(network[0].weight, value))
+        network[1].running_mean = torch.full((4,), value)
+        average.update(network)
+    for name in ("0.weight", "1.running_mean"):
+        assert torch.equal(average.values[name], torch.full_like(average.values[name], 2.75))  # 1, then 1.5, then 2.75
+
+
+def test_it_is_of_the_state_dict_where_that_is_not_what_the_layers_hold():
+    class Doubled(nn.Linear):
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            destination[f"{prefix}weight"] = 2 * destination[f"{prefix}weight"]
+
+    network = nn.Sequential(Doubled(2, 2))
+    average = ExponentialMovingAverage(network, 0.5)
+    with torch.no_grad():
+        network[0].weight.fill_(3.0)
+    average.update(network)
+    assert torch.equal(average.values["0.weight"], torch.full((2, 2), 6.0))
+
+
 @pytest.mark.parametrize("source_weight", [0.0, 0.3, 1.0])
 def test_weights_are_interpolated(source_weight):
     network, other = networks(2)

@@ -41,9 +41,14 @@ def test_thresholds_equal_reference(probs, top_fraction):
 @pytest.mark.parametrize("classes", [255, 256, 257, 300])
 def test_thresholds_of_more_classes_than_a_byte_counts(classes):
     rng = np.random.default_rng(classes)
-    confidence, prediction = torch.from_numpy(rng.random(2000)), torch.from_numpy(rng.integers(0, classes, 2000))
+    confidence, prediction = (
+        torch.from_numpy(rng.random((2, 1000))),
+        torch.from_numpy(rng.integers(0, classes, (2, 1000))),
+    )
     ours = class_thresholds(confidence, prediction, top_fraction=0.3, num_classes=classes)
-    np.testing.assert_array_equal(ours, reference.thresholds(confidence.tolist(), prediction.tolist(), 0.3, classes))
+    np.testing.assert_array_equal(
+        ours, reference.thresholds(confidence.flatten().tolist(), prediction.flatten().tolist(), 0.3, classes)
+    )
 
 
 @given(predictions(), top_fractions)
@@ -76,6 +81,24 @@ def test_permuting_classes_permutes_the_labels(probs, top_fraction, seed):
     )
     assert (inverse[labels.long()] == shuffled.long()).all()
     assert (negative_labels(probs[order]) == negative_labels(probs)[order]).all()
+
+
+@given(predictions(), predictions(), top_fractions, st.integers(0, 2**16))
+def test_a_batch_is_its_images_one_by_one(one, other, top_fraction, seed):
+    height, width = (min(a, b) for a, b in zip(one.shape[1:], other.shape[1:], strict=True))
+    classes = min(len(one), len(other))
+    batch = torch.stack([p[:classes, :height, :width] for p in (one, other)])
+    rng = torch.Generator().manual_seed(seed)
+    prior, ratio = torch.rand(classes, 3, 3, generator=rng) + 0.1, torch.rand(classes, generator=rng) + 0.5
+    valid = torch.rand(batch[:, 0].shape, generator=rng) < 0.7
+    for label in (
+        lambda p, v: adjust_posteriors(p, prior, ratio, class_balance=0.5, spatial_prior_weight=0.5),
+        lambda p, v: positive_labels(p, top_fraction=top_fraction),
+        lambda p, v: positive_labels(p, top_fraction=top_fraction, valid=v),
+        lambda p, v: negative_labels(p, threshold=0.3, valid=v),
+        lambda p, v: pack_negatives(negative_labels(p, threshold=0.3)),
+    ):
+        assert torch.equal(label(batch, valid), torch.stack([label(*pair) for pair in zip(batch, valid, strict=True)]))
 
 
 @given(predictions(), top_fractions)

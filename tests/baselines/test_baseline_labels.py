@@ -23,7 +23,7 @@ def test_thresholds_over_the_data_set(rng):
     images = [torch.from_numpy(rng.normal(0, 6, (C, H, W))).softmax(0) for _ in range(20)]
     images = [torch.cat([p[:-1] + p[-1], torch.zeros_like(p[-1:])]) for p in images]  # the last class wins nowhere
     images = [p / p.sum(0) for p in images]
-    histogram = sum(confidence_histogram(p) for p in images)
+    histogram = confidence_histogram(torch.stack(images)).sum(dim=0)
     confidence = torch.stack([p.max(0).values for p in images]).numpy().flatten()
     prediction = torch.stack([p.argmax(0) for p in images]).numpy().flatten()
     for top_fraction in (0.2, 0.5, 1.0):

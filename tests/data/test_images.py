@@ -1,6 +1,8 @@
 """Images of every usual format and mode, from every kind of source, against pictures whose pixels are known."""
 
 import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -359,3 +361,15 @@ def test_processes_share_what_was_decoded() -> None:
     resized.images.reads = 0  # type: ignore[attr-defined]
     np.testing.assert_array_equal(resized[0], resize_image(COLOR, 3))
     assert resized.images.reads == 0  # type: ignore[attr-defined]
+
+
+def test_threads_that_read_images_leave_the_process_as_it_was(tmp_path):
+    """Filters of warnings and Pillow's limit are the process's; each thread sets and resets them."""
+    for i in range(4):
+        Image.fromarray(np.full((40, 40, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    images = open_images(tmp_path)
+    before = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda n: images[n % 4].mean(), range(400)))
+    assert read == [n % 4 for n in range(400)]
+    assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS) == before

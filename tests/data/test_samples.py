@@ -98,6 +98,17 @@ def test_sample_n_is_a_function_of_seed_and_n():
     assert not torch.equal(first[0]["image"], first[7]["image"])
 
 
+@pytest.mark.parametrize("options", [{}, {"color": 0.3, "blur": 1.0}, {"scale": (0.6, 0.6)}])
+def test_samples_of_8_bit_images_have_8_bits(options):
+    image, maps = scene()
+    for n in range(5):
+        sample = Augmentation((16, 24), **options)(image, maps, np.random.default_rng(n))["image"]
+        assert torch.equal(sample, sample.mul(255).round().to(torch.uint8).float() / 255)
+    floats = image.astype(np.float32) / 255 + 1e-4
+    sample = Augmentation((16, 24), **options)(floats, maps, np.random.default_rng(0))["image"]
+    assert not torch.equal(sample, sample.mul(255).round() / 255)
+
+
 def test_every_epoch_shows_every_image_once_in_a_new_order():
     samples = make()
     epochs = [[samples.pick(7 * e + i) for i in range(7)] for e in range(5)]

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from das3.data.images import Images
 from das3.data.open import open_images
 from das3.data.rare_classes import RareClasses
-from das3.errors import RecipeError
+from das3.errors import DataError, RecipeError
 from das3.losses import pairwise_loss
 from das3.norms import batch_norms, reestimate
 from das3.pseudo_labels import unpack_negatives
@@ -261,11 +265,89 @@ def labeller(tmp_path_factory):
     return made
 
 
+LABELLERS = ("selftrain", "propagate", "cbst", "ld", "pseudo-label", "shot")
+
+
+@pytest.mark.parametrize("name", LABELLERS)
+def test_labels_of_a_batch_made_at_once_are_those_of_its_images(name, tmp_path, monkeypatch):
+    """As on a GPU, where each image by itself would be more launches than its prediction."""
+    found = []
+    for way in ("one by one", "at once"):
+        if way == "at once":
+            monkeypatch.setattr(StageContext, "_parts_to_label", lambda self, probs, masks: [(probs, None)])
+        stage = find_stage(name)(find_stage(name).Options())
+        stage.prepare(context_of(tmp_path / way, network()))
+        found.append([stage.pseudo_labels[i] for i in range(4)])
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            np.testing.assert_allclose(value, other[key], rtol=1e-5)
+    assert len({tuple(one["labels"].flatten()) for one in found[0]}) > 1
+
+
+class Calls(TorchDispatchMode):
+    """Names of the functions that PyTorch calls within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["selftrain", "propagate"])
+def test_labelling_waits_for_nothing_and_takes_as_many_launches_for_many_images_as_for_one(name, tmp_path):
+    stage = find_stage(name)(find_stage(name).Options())
+    stage.prepare(context_of(tmp_path, network()))
+    counts = []
+    for images in (2, 8):
+        probs = torch.rand(images, 3, 32, 40).softmax(1)
+        with Calls() as calls:
+            stage._label(probs)
+        counts.append(len(calls.names))
+        # Each of them has the value of a tensor, or a shape that depends on values, brought from the device.
+        waits = {"aten::_local_scalar_dense", "aten::nonzero", "aten::bincount", "aten::masked_select", "aten::equal"}
+        assert not waits & {*calls.names}
+    assert counts[0] == counts[1] < 80
+
+
+def test_images_are_read_in_threads_in_their_order(tmp_path, monkeypatch):
+    """Also those of which a thread reads the first ones last; an error in one of them is raised."""
+
+    class Slow(Images):
+        is_thread_safe = True
+
+        def __getitem__(self, i):
+            time.sleep(0.002 * (10 - i))
+            threads.add(threading.get_ident())
+            if i == bad:
+                raise DataError("can't read 7")
+            return np.full((8, 8, 3), i, np.uint8)
+
+        def sizes(self):
+            return [(8, 8)] * 10
+
+    monkeypatch.setattr("das3.stages.context.spare_cores", lambda fabric: 3)
+    threads, bad = set(), None
+    images = Slow([str(i) for i in range(10)])
+    context = dataclasses.replace(context_of(tmp_path, network()), images=images, batch_size=2)
+    shown = [round(255 * image.mean().item()) for batch in context.batches() for image in batch]
+    assert shown == list(range(10))
+    assert len(threads) > 1
+    bad = 7
+    with pytest.raises(DataError, match="can't read 7"):
+        list(context.batches())
+    names = {thread.name for thread in threading.enumerate()}
+    assert not any(name.startswith("ThreadPoolExecutor") for name in names)
+
+
 def labels_of(stage, probs, **options):
     """Positive labels and, C×H×W, negative ones."""
     stage.options = dataclasses.replace(stage.options, **options)
-    arrays = stage._label(probs)
-    return arrays["labels"], unpack_negatives(arrays["negatives"], len(probs))
+    arrays = stage._label(probs[None])
+    return arrays["labels"][0], unpack_negatives(arrays["negatives"][0], len(probs))
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 1.0]), st.floats(0.01, 1))
@@ -288,7 +370,7 @@ def test_labels_are_made_from_adjusted_posteriors(stage, tmp_path):
     for balance, weight in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
         more = {"top_fraction": 1.0} if stage == "selftrain" else {}
         made.options = dataclasses.replace(made.options, class_balance=balance, spatial_prior_weight=weight, **more)
-        found[balance, weight] = made._label(probs)["labels"][:, 0].tolist()
+        found[balance, weight] = made._label(probs[None])["labels"][0, :, 0].tolist()
     assert found == {(0.0, 0.0): [0, 0, 0, 0], (0.0, 1.0): [0, 0, 1, 1], (1.0, 0.0): [2, 2, 2, 2]}
 
 
@@ -327,7 +409,7 @@ def test_thresholds_over_all_images_label_by_the_class_that_exceeds_its_own_most
     assert stage.thresholds.shape == (3,)
     factors = torch.tensor([[1.1, 0.9], [1.2, 0.8], [0.1, 0.7]])
     probs = stage.thresholds[:, None] * factors
-    assert stage._label(probs[:, :, None])["labels"].flatten().tolist() == [1, 255]
+    assert stage._label(probs[None, :, :, None])["labels"].flatten().tolist() == [1, 255]
     # Half of the pixels that the data set shows of a class reach its threshold, though not half of every image's.
     store = stage.pseudo_labels
     labels = np.stack([store[i]["labels"] for i in range(len(store))])
@@ -458,13 +540,13 @@ def test_summaries_are_kept_of_many_images_in_one_file(tmp_path):
 
     def summary(probs):
         seen.append(probs)
-        return {"mean": probs.mean(dim=(1, 2))}
+        return {"mean": probs.mean(dim=(2, 3))}
 
     def summaries():
         return torch.stack([torch.from_numpy(one["mean"]) for one in context.summarize("means", summary, per_file=2)])
 
     first = summaries()
-    assert torch.equal(first, torch.stack([probs.mean(dim=(1, 2)) for probs in seen]))
+    assert torch.equal(first, torch.cat([probs.mean(dim=(2, 3)) for probs in seen]))
     files = sorted((tmp_path / "means").iterdir())
     assert [path.name for path in files] == ["0-1-2.npz", "2-3-2.npz"]
     files[0].write_bytes(files[0].read_bytes()[:-30])

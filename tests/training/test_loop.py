@@ -18,6 +18,7 @@ from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.base import parameter_groups
 from das3.stages.options import LoopOptions
+from das3.training.batches import Batches, _in_few_bytes
 from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of
 from das3.training.loop import learning_rate, make_fabric, step_seed, train
 
@@ -85,6 +86,22 @@ def test_it_learns():
     assert [r.step for r in records] == [10, 20, 30, 40, 50, 60]
     assert records[-1].losses["cross_entropy"] < records[0].losses["cross_entropy"]
     assert all(r.images_per_second > 0 for r in records)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["8 bits", "floats", "some floats"])
+def test_images_arrive_as_they_were_sent(kind, workers):
+    """From process to process as bytes where nothing is lost by it."""
+    images = [np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8) for i in range(4)]
+    if kind != "8 bits":
+        images[1:] = [(image / 255 + 1e-4).clip(0, 1).astype(np.float32) for image in images[1:]]
+    made = Samples(images[kind == "floats" :], Augmentation((16, 16), color=0.2), seed=(0,))
+    with Batches(make_fabric("cpu", "32"), made, LoopOptions(batch_size=2, workers=workers), print) as batches:
+        for first, batch in zip(range(0, 8, 2), batches._from(0), strict=False):
+            assert batch["image"].dtype == torch.float32
+            assert torch.equal(batch["image"], torch.stack([made[n]["image"] for n in (first, first + 1)]))
+    sent = _in_few_bytes([made[0], made[1]])["image"]
+    assert sent.dtype == (torch.uint8 if kind == "8 bits" else torch.float32)
 
 
 @pytest.mark.parametrize("ending", ["done", "error"])

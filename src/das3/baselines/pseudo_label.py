@@ -35,7 +35,7 @@ class SelfTraining(Stage[OptionsT]):
     """Cross-entropy on labels that the model makes before each round."""
 
     def label(self, context: StageContext, probs: Tensor) -> Tensor:
-        """Labels H×W uint8, 255 for none, of the probabilities C×H×W of one image."""
+        """Labels B×H×W uint8, 255 for none, of probabilities B×C×H×W."""
         raise NotImplementedError
 
     def prepare(self, context: StageContext) -> Samples:
@@ -70,5 +70,5 @@ class PseudoLabel(SelfTraining[PseudoLabelOptions]):
 
     def label(self, context: StageContext, probs: Tensor) -> Tensor:
         """The most probable class of the confident pixels."""
-        confidence, label = probs.max(dim=0)
+        confidence, label = probs.max(dim=1)
         return torch.where(confidence >= self.options.threshold, label, IGNORE_INDEX).to(torch.uint8)

@@ -111,7 +111,7 @@ class Shot(_Frozen[ShotOptions]):
 
 
 def _nearest(probs: Tensor) -> dict[str, Tensor]:
-    return {"labels": most_likely(probs, 0).to(torch.uint8)}
+    return {"labels": most_likely(probs, 1).to(torch.uint8)}
 
 
 def class_centroids(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ def confidence_of_images(context: StageContext, name: str, groups: Sequence[Grou
     """What the model, as it is now, says of some images; what is kept in the folder `name` is not predicted again."""
 
     def summary(probs: Tensor) -> dict[str, Tensor]:
-        return {"mean": probs.mean(dim=(1, 2)), "entropy": entropy_of_probs(probs[None]).mean()}
+        return {"mean": probs.mean(dim=(2, 3)), "entropy": entropy_of_probs(probs).mean(dim=(1, 2))}
 
     return list(context.summarize(name, summary, groups=groups))
 

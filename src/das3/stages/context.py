@@ -214,7 +214,7 @@ class StageContext:
 
         Args:
             name: of the folder the labels are kept in.
-            label: probabilities C×H×W float32 of one image → small arrays to store.
+            label: probabilities B×C×H×W float32 → small arrays to store, each B×….
             groups: of images to label, from `groups`; all when None.
         """
         store = LabelStore(self.folder / name, self.images.names, writer=self.fabric.global_rank)
@@ -243,7 +243,7 @@ class StageContext:
 
         Args:
             name: of the folder they are kept in.
-            summary: probabilities C×H×W float32 of one image → small arrays, of the same shapes for all images.
+            summary: probabilities B×C×H×W float32 → small arrays, each B×…, of the same shapes for all images.
             groups: of images, from `groups`; all when None.
             per_file: about how many images a file is of; so many are held in memory.
 
@@ -299,11 +299,11 @@ class StageContext:
             behind: tuple[Sequence[int], _ToHost] | None = None
             batches = zip(groups, self._masked_batches(groups), strict=True)
             for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(groups)):
+                parts = list(self._parts_to_label(self.predict(batch), masks))
                 found = [
-                    label(probs) if valid is None else _labels_of_data(label, probs, valid)
-                    for probs, valid in zip(self.predict(batch), masks, strict=True)
+                    label(probs) if valid is None else _labels_of_data(label, probs, valid) for probs, valid in parts
                 ]
-                done, behind = behind, (group, _ToHost(found))
+                done, behind = behind, (group, _ToHost(found, [len(probs) for probs, _ in parts]))
                 if done:
                     yield done[0], done[1].arrays()
             if behind:
@@ -313,6 +313,12 @@ class StageContext:
         transformed = self._transformed_statistics(self.subset_groups() if many else of)
         with evaluating(self.segmenter), transformed, closing(made()) as labels:
             yield labels
+
+    def _parts_to_label(self, probs: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """A batch, or its images one by one: where pixels of some do not count, and on a CPU, whose cache holds one."""
+        if self.fabric.device.type == "cpu" or any(mask is not None for mask in masks):
+            return zip(probs.split(1), masks, strict=True)
+        return [(probs, None)]
 
     @contextmanager
     def _transformed_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:
@@ -371,20 +377,25 @@ def _stacked(images: Iterable[_Masked], pinned: bool) -> _Read:
 
 
 class _ToHost:
-    """Labels of images on their way from a device, which goes on working meanwhile."""
+    """Labels of parts of a batch, of so many images each, on their way from a device that goes on working meanwhile."""
 
-    def __init__(self, labels: Sequence[Mapping[str, Tensor]]) -> None:
-        on_gpu = any(value.is_cuda for one in labels for value in one.values())
-        self.copies = [{key: value.to("cpu", non_blocking=on_gpu) for key, value in one.items()} for one in labels]
-        self.copied = torch.cuda.Event() if on_gpu else None
+    def __init__(self, parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> None:
+        on_gpu = any(value.is_cuda for part in parts for value in part.values())
+        self.copies = [{key: value.to("cpu", non_blocking=on_gpu) for key, value in part.items()} for part in parts]
+        self.sizes, self.copied = sizes, torch.cuda.Event() if on_gpu else None
         if self.copied:
             self.copied.record()
 
     def arrays(self) -> list[dict[str, NDArray[Any]]]:
-        """The labels, once they are there."""
+        """The labels of each image, once they are there."""
         if self.copied:
             self.copied.synchronize()
-        return [{key: value.numpy() for key, value in one.items()} for one in self.copies]
+        parts = [{key: value.numpy() for key, value in part.items()} for part in self.copies]
+        return [
+            {key: values[i] for key, values in part.items()}
+            for part, size in zip(parts, self.sizes, strict=True)
+            for i in range(size)
+        ]
 
 
 @contextmanager
@@ -404,7 +415,7 @@ def _writing(store: LabelStore) -> Iterator[Callable[[int, dict[str, NDArray[np.
 
 
 def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """What `label` makes of a prediction C×H×W where only the `valid` pixels H×W count.
+    """What `label` makes of a prediction 1×C×H×W where only the `valid` pixels H×W count.
 
     The others show the predictions of valid pixels, evenly spread, so that shares, means and ranks over the image are
     those of its data. Label maps of the image's size then get 255 there (0 where bits are packed).
@@ -412,11 +423,11 @@ def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor,
     inside, outside = valid.flatten().nonzero().squeeze(1), (~valid).flatten().nonzero().squeeze(1)
     if len(inside):
         spread = torch.arange(len(outside), device=inside.device) * len(inside) // max(1, len(outside))
-        flat = probs.flatten(1).clone()
-        flat[:, outside] = flat[:, inside[spread]]
+        flat = probs.flatten(2).clone()
+        flat[..., outside] = flat[..., inside[spread]]
         probs = flat.view_as(probs)
     found = label(probs)
     for key, value in found.items():
         if value.dtype == torch.uint8 and value.shape[-2:] == valid.shape:
-            found[key] = value.masked_fill(~valid, IGNORE_INDEX if value.ndim == 2 else 0)
+            found[key] = value.masked_fill(~valid, IGNORE_INDEX if value.ndim == 3 else 0)
     return found

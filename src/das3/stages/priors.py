@@ -11,6 +11,7 @@ from torch import Tensor
 
 from das3.losses import most_likely
 from das3.stages.context import StageContext
+from das3.stages.thresholds import counts_of_images
 
 __all__ = ["ClassPriors", "class_priors"]
 
@@ -38,8 +39,8 @@ def class_priors(context: StageContext) -> ClassPriors:
     """The priors of the model that enters the stage, from its predictions for some images, on the device."""
 
     def summary(probs: Tensor) -> dict[str, Tensor]:
-        won = torch.bincount(most_likely(probs, 0).flatten(), minlength=probs.shape[0])
-        return {"cells": F.adaptive_avg_pool2d(probs, PRIOR_GRID), "won": won.float() / probs[0].numel()}
+        won = counts_of_images(most_likely(probs, 1), probs.shape[1])
+        return {"cells": F.adaptive_avg_pool2d(probs, PRIOR_GRID), "won": won.float() / probs[0, 0].numel()}
 
     found = list(context.summarize("priors", summary, groups=context.subset_groups()))
     cells, won = (np.mean([one[key] for one in found], axis=0, dtype=np.float64) for key in ("cells", "won"))

@@ -124,7 +124,7 @@ class Propagate(Stage[PropagateOptions]):
             class_balance=options.class_balance,
             spatial_prior_weight=options.spatial_prior_weight,
         )
-        return {"labels": most_likely(adjusted, 0).to(torch.uint8), **_entropy(probs)}
+        return {"labels": most_likely(adjusted, 1).to(torch.uint8), **_entropy(probs)}
 
     def finish(self, context: StageContext) -> None:
         """Weights between those that came in and those that were trained."""
@@ -144,8 +144,8 @@ class Propagate(Stage[PropagateOptions]):
 
 
 def _entropy(probs: Tensor) -> dict[str, Tensor]:
-    """Mean entropy of a prediction C×H×W."""
-    return {"entropy": entropy_of_probs(probs[None]).mean()}
+    """Mean entropy of each prediction B×C×H×W."""
+    return {"entropy": entropy_of_probs(probs).mean(dim=(1, 2))}
 
 
 class EasyAndHard(Samples):

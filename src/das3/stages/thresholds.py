@@ -10,7 +10,14 @@ from torch import Tensor
 from das3.losses import IGNORE_INDEX
 from das3.stages.context import StageContext
 
-__all__ = ["confidence_histogram", "data_set_thresholds", "label_above", "normalized_labels", "thresholds_of"]
+__all__ = [
+    "confidence_histogram",
+    "counts_of_images",
+    "data_set_thresholds",
+    "label_above",
+    "normalized_labels",
+    "thresholds_of",
+]
 
 BINS = 4096
 HISTOGRAMS_PER_FILE = 50
@@ -19,16 +26,23 @@ _OCTAVES = 24
 
 
 def confidence_histogram(probs: Tensor) -> Tensor:
-    """Confidences of the pixels predicted as each class, C×BINS counts; the bins are even in log(1 − confidence).
+    """Confidences of the pixels predicted as each class, B×C×BINS counts; the bins are even in log(1 − confidence).
 
     Args:
-        probs: C×H×W probabilities of one image.
+        probs: B×C×H×W probabilities.
     """
-    classes = probs.shape[0]
-    confidence, prediction = probs.max(dim=0)
+    images, classes = probs.shape[:2]
+    confidence, prediction = probs.max(dim=1)
     octaves = -torch.log2((1 - confidence.double()).clamp(min=2.0**-_OCTAVES))
     bins = (octaves * (BINS / _OCTAVES)).long().clamp(max=BINS - 1)
-    return torch.bincount((prediction * BINS + bins).flatten(), minlength=classes * BINS).view(classes, BINS)
+    places = counts_of_images(prediction * BINS + bins, classes * BINS)
+    return places.view(images, classes, BINS)
+
+
+def counts_of_images(values: Tensor, most: int) -> Tensor:
+    """How often each image B×H×W has each of the integers below `most`: B×most."""
+    first = torch.arange(len(values), device=values.device).view(-1, 1, 1) * most
+    return torch.bincount((values + first).flatten(), minlength=len(values) * most).view(-1, most)
 
 
 def thresholds_of(histogram: Tensor, top_fraction: float) -> Tensor:
@@ -60,7 +74,7 @@ def data_set_thresholds(
     Args:
         context: model and images.
         top_fraction: in (0, 1], see `thresholds_of`.
-        adjust: probabilities C×H×W of an image → those whose confidences count.
+        adjust: probabilities B×C×H×W → those whose confidences count.
     """
 
     def confidences(probs: Tensor) -> dict[str, Tensor]:
@@ -73,20 +87,20 @@ def data_set_thresholds(
 
 
 def normalized_labels(probs: Tensor, thresholds: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Class of the largest p_c / λ_c where that is at least 1, else `ignore_index`: H×W uint8.
+    """Class of the largest p_c / λ_c where that is at least 1, else `ignore_index`: …×H×W uint8.
 
     Args:
-        probs: C×H×W probabilities of one image.
+        probs: …×C×H×W probabilities.
         thresholds: λ, C values.
         ignore_index: id of pixels without a label.
 
     Source: CBST; a class may win although another is more probable.
     """
-    best, label = (probs / thresholds.clamp(min=1e-6).view(-1, 1, 1)).max(dim=0)
+    best, label = (probs / thresholds.clamp(min=1e-6).view(-1, 1, 1)).max(dim=-3)
     return torch.where(best >= 1, label, ignore_index).to(torch.uint8)
 
 
 def label_above(probs: Tensor, thresholds: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """The most probable class where its probability is at least its threshold, else `ignore_index`: H×W uint8."""
-    best, label = probs.max(dim=0)
+    """The most probable class where its probability is at least its threshold, else `ignore_index`: …×H×W uint8."""
+    best, label = probs.max(dim=-3)
     return torch.where(best >= thresholds[label], label, ignore_index).to(torch.uint8)
