@@ -1,5 +1,11 @@
 """What holds for all tests."""
 
+import os
+
+# Threads that wait for each other cost more than tensors this small, and their sums differ from run to run. Processes
+# that tests start have one thread, too.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +13,8 @@ from hypothesis import settings
 
 import small_benchmark
 from reference import B, C, H, W
+
+torch.set_num_threads(1)  # where a plugin imported it before
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("das3", deadline=None)
@@ -20,13 +28,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Threads that wait for each other cost more than tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    """No test looks at the folder that it is started from, in which there may be runs and images."""
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import pytest
 from hostile.cases import KINDS, all_cases
 from hostile.run import run_cases
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CASES = all_cases()
 
 

@@ -22,7 +22,7 @@ from das3.stages import Align, StageOptions
 from das3.training.loop import make_fabric, train
 from worlds import network, pointwise_network
 
-pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_a_class_of_probability_zero_leaves_losses_and_gradients_finite():

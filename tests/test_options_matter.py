@@ -11,8 +11,6 @@ from das3.stages.options import LoopOptions, bounds_of
 from das3.testing import LOOP, run_small
 from das3.training.phases import phases_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Values to change to, where half of the default, or the next number, would change nothing in so small a run.
 OTHER = {
     "steps": 3,

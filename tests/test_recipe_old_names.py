@@ -23,8 +23,6 @@ from das3.training.checkpoints import load_checkpoint, save_checkpoint
 from das3.training.supervised import SourceRecipe, train_source
 from small_benchmark import write_suite
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TRANSFORMS = {"tones": ("color_transforms", False), "zooms": ("upscale", False)}
 SELFTRAIN = {
     "norm": ("bn_mode", "target"),

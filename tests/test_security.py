@@ -13,8 +13,6 @@ import worlds
 from das3.cli import main
 from das3.models import load_segmenter, save_segmenter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STEPS = [f"--{stage}.steps=1" for stage in ("align", "selftrain", "propagate")]
 FOLDERS = ("open", "os.listdir", "os.scandir")
 OUTSIDE = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")

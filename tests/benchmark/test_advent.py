@@ -41,8 +41,6 @@ from das3.training.supervised import SupervisedLabels
 from reference import close, cross_entropy, entropy, pixels, softmax
 from small_benchmark import run_grid, weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROOT = Path(das3.__file__).parent
 
 

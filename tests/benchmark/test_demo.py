@@ -18,8 +18,6 @@ from das3.cli import main
 from das3.data.streets import CLASS_NAMES, Streets
 from small_benchmark import run_here
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def small() -> Suite:
     """Streets of a few small scenes and steps."""

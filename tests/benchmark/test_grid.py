@@ -17,7 +17,7 @@ from small_benchmark import METHODS, run_grid, weights
 
 KEYS = {"suite", "method", "stage", "seed", "miou", "gap_closed", "seconds", "peak_mib", "commit", "per_class_iou"}
 
-pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture

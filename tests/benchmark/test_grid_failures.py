@@ -17,8 +17,6 @@ from das3.benchmark import grid as grid_module
 from das3.cli import main
 from small_benchmark import run_grid, run_here, weights, write_suite
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_one_failure_leaves_the_others(grid, tmp_path, in_this_process, monkeypatch, capsys):
     suite, finished, rows = grid

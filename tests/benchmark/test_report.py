@@ -13,8 +13,6 @@ from das3.errors import DataError
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_the_committed_tables_are_those_of_the_committed_rows():
     results = README.parent / "results"

@@ -22,7 +22,7 @@ from small_benchmark import run_grid, write_suite
 
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
 
-pytestmark = pytest.mark.usefixtures("one_thread", "in_this_process")
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def test_unusable_suite_files_are_refused(tmp_path):

@@ -18,8 +18,6 @@ from das3.data.open import open_images
 from das3.errors import DataError
 from das3.models import load_segmenter, save_segmenter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def world(tmp_path):

@@ -169,7 +169,7 @@ def test_the_command_labels_an_image_that_is_too_large_to_be_decoded_whole(model
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/labels/large.png")), expected)
 
 
-def test_seams_of_tiles_are_few(tmp_path, one_thread):
+def test_seams_of_tiles_are_few(tmp_path):
     different, _ = seams(tmp_path, 2304)
     assert different < 0.001
 

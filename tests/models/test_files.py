@@ -25,8 +25,6 @@ from das3.cli import main
 from das3.errors import ModelError
 from das3.models import load_segmenter, save_segmenter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

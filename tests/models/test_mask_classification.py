@@ -18,8 +18,6 @@ from das3.segmenter.windows import in_windows
 FAMILIES = {"maskformer": hf_maskformer, "mask2former": hf_mask2former, "oneformer": hf_oneformer, "eomt": hf_eomt}
 STAGES = "align,selftrain,propagate,bn,tent"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def no_network(monkeypatch):

@@ -16,8 +16,6 @@ from das3.errors import ModelError
 from das3.models import load_segmenter, save_segmenter
 from das3.models.trust import names_code
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OWNED = """
 from pathlib import Path
 Path("owned").touch()

@@ -15,7 +15,6 @@ from das3.selection.candidates import choose
 from das3.stages.align import Align
 from worlds import COLORS, write_world
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 OPTIONS = {"device": "cpu", "batch_size": 4, "report": False}
 
 

@@ -36,8 +36,6 @@ UNADJUSTED = {"class_balance": 0.0, "spatial_prior_weight": 0.0}
 SEED = (0, 0)
 LOOP = LoopOptions(batch_size=4, checkpoint_every=2, log_every=1, ema_decay=0.5)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Item(tuple):
     """An image and a label that no one may look at."""

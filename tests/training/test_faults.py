@@ -31,7 +31,6 @@ from das3.training.lock import locked_folder
 from das3.training.loop import make_fabric
 
 SIZE = (12, 16)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_processes_that_load_images_end_with_the_training(ending):
         fit(tiny(), LoopOptions(batch_size=2, workers=2), StageOptions(steps=3), report=report)
     assert began
     assert not multiprocessing.active_children()
-    assert time.perf_counter() - began[-1] < 4
+    assert time.perf_counter() - began[-1] < 8
 
 
 def test_accumulated_batches_equal_one_large_batch():

@@ -11,7 +11,6 @@ from das3.registry import find_stage
 from das3.testing import LOOP, run_small
 from das3.training.memory_format import channels_last
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SGD = replace(LOOP, optimizer="sgd")  # Adam makes a step of a rounding error
 
 

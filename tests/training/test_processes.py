@@ -75,13 +75,7 @@ def command(world, out, *extra, options=OPTIONS):
 
 
 def start(*arguments, **options):
-    return subprocess.Popen(
-        command(*arguments, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread_each()
-    )
-
-
-def one_thread_each():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*arguments, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_equal_weights(one, other):
@@ -171,7 +165,6 @@ def parts(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
 @pytest.mark.parametrize("shard", [False, True])
 def test_killed_in_the_middle_and_resumed(world, whole, parts, tmp_path, shard):
@@ -197,7 +190,6 @@ def test_killed_in_the_middle_and_resumed(world, whole, parts, tmp_path, shard):
     assert max(held, default=0) < 0.6
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
 @pytest.mark.parametrize("more", [{"ema_decay": 0.5, "checkpoint_activations": True}, {"channels_last": True}])
 @pytest.mark.slow
@@ -210,7 +202,6 @@ def test_weights_that_are_shared_out_go_with_other_options(world, tmp_path, more
     assert_equal_weights(one, tmp_path / "two")
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked")
 def test_a_stage_that_keeps_a_network_can_t_share_its_weights_out(world, tmp_path):
     options = {**OPTIONS, "shard_weights": True, "stages": ["mean-teacher"], "mean_teacher": {"steps": 1}}
@@ -278,7 +269,7 @@ def test_ctrl_c_ends_all_processes_with_one_line(world, tmp_path):
 def test_an_error_of_all_processes_is_told_once(world, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
-    done = subprocess.run(command(world, tmp_path / "run"), capture_output=True, text=True, env=one_thread_each())
+    done = subprocess.run(command(world, tmp_path / "run"), capture_output=True, text=True)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "not empty" in done.stderr
@@ -316,7 +307,6 @@ def check_under_torchrun(world, tmp_path, stages):
         [*torchrun, two_processes.__file__, str(tmp_path / "task.json")],
         capture_output=True,
         text=True,
-        env=one_thread_each(),
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]

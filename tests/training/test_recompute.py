@@ -15,8 +15,6 @@ from das3.registry import find_stage
 from das3.testing import LOOP, run_small
 from das3.training.recompute import blocks_of, recomputed_blocks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def hf_segformer():
     import transformers

@@ -20,7 +20,6 @@ from das3.training.checkpoints import load_checkpoint, save_checkpoint
 from das3.training.supervised import SourceRecipe, train_source
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="a process that uses a GPU can't be forked"),
 ]
 

@@ -380,6 +380,12 @@ class _ToHost:
     """Labels of parts of a batch, of so many images each, on their way from a device that goes on working meanwhile."""
 
     def __init__(self, parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> None:
+        for part, size in zip(parts, sizes, strict=True):
+            for key, value in part.items():
+                if not value.ndim or len(value) != size:
+                    raise ValueError(
+                        f"{key!r} is of shape {tuple(value.shape)}, but it must be {size}×…, one per image"
+                    )
         on_gpu = any(value.is_cuda for part in parts for value in part.values())
         self.copies = [{key: value.to("cpu", non_blocking=on_gpu) for key, value in part.items()} for part in parts]
         self.sizes, self.copied = sizes, torch.cuda.Event() if on_gpu else None
