@@ -379,6 +379,7 @@ def test_a_network_that_takes_one_size_only_is_shown_no_other(tmp_path):
 
 
 def context_of_gray(folder, count, *, size=(16, 16), **more):
+    torch.manual_seed(0)
     images = open_images([np.full((*size, 3), n, np.uint8) for n in range(count)])
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     segmenter = Segmenter(layers, preprocess=UNCHANGED, example_size=(16, 16)).eval()
@@ -407,7 +408,7 @@ def test_a_hopeless_transform_is_tried_on_a_few_images_only(tmp_path, monkeypatc
     assert looked == hopeless | {"none": 24, "grayscale": 24}  # whole batches
 
 
-@pytest.mark.parametrize(("steps", "upscale", "found"), [(60, False, "smooth"), (250, True, "x1.33")])
+@pytest.mark.parametrize(("steps", "upscale", "found"), [(60, False, "smooth"), (250, True, "x1.67")])
 def test_a_search_in_which_everything_helps_ends_when_its_share_of_the_stage_is_used_up(
     steps, upscale, found, tmp_path, monkeypatch
 ):
