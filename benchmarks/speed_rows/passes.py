@@ -45,7 +45,7 @@ def label_rows(bench: Bench, folder: Path) -> None:
                 shown = torch.cat([segmenter.preprocess(part) for part in context.batches()])
 
                 def ours(context: Any = context, stage: Any = stage, names: Any = names) -> None:
-                    context.label_all(next(names), stage._label)
+                    context.label_all(next(names), stage._label, batched=True)
 
                 @torch.no_grad()
                 def bare(segmenter: Segmenter = segmenter, shown: Tensor = shown, batch: int = batch) -> None:

@@ -211,7 +211,7 @@ def test_labels_are_made_on_norm_statistics_of_transformed_images_which_are_then
     with torch.no_grad():
         logits = torch.cat([layers.eval()(part) for part in shown])
     expected = nn.functional.interpolate(logits, size=(16, 16), mode="bilinear").softmax(1)
-    torch.testing.assert_close(torch.cat(seen), expected)
+    torch.testing.assert_close(torch.stack(seen), expected)
 
 
 def test_training_samples_are_transformed_but_not_enlarged(tmp_path):

@@ -40,7 +40,9 @@ class SelfTraining(Stage[OptionsT]):
 
     def prepare(self, context: StageContext) -> Samples:
         """Label every image."""
-        store = self.pseudo_labels = context.label_all("labels", lambda probs: {"labels": self.label(context, probs)})
+        store = self.pseudo_labels = context.label_all(
+            "labels", lambda probs: {"labels": self.label(context, probs)}, batched=True
+        )
         return context.samples(self.options, maps=store.maps("labels"))
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ class Shot(_Frozen[ShotOptions]):
             network.fit(context, hard=hard)
         # What predicts in the segmenter's place is all that differs from labelling by the model itself.
         labeller = replace(context, segmenter=cast(Segmenter, network))
-        store = self.pseudo_labels = labeller.label_all("labels", _nearest)
+        store = self.pseudo_labels = labeller.label_all("labels", _nearest, batched=True)
         return context.samples(self.options, maps=store.maps("labels"))
 
     def loss(self, segmenter: nn.Module, batch: Sample) -> dict[str, Tensor]:

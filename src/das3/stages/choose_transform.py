@@ -88,7 +88,7 @@ def confidence_of_images(context: StageContext, name: str, groups: Sequence[Grou
     def summary(probs: Tensor) -> dict[str, Tensor]:
         return {"mean": probs.mean(dim=(2, 3)), "entropy": entropy_of_probs(probs).mean(dim=(1, 2))}
 
-    return list(context.summarize(name, summary, groups=groups))
+    return list(context.summarize(name, summary, groups=groups, batched=True))
 
 
 def confidence_statistics(seen: Sequence[Seen]) -> ConfidenceStatistics:

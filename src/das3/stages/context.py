@@ -205,7 +205,12 @@ class StageContext:
 
     @torch.no_grad()
     def label_all(
-        self, name: str, label: Callable[[Tensor], dict[str, Tensor]], *, groups: Sequence[Sequence[int]] | None = None
+        self,
+        name: str,
+        label: Callable[[Tensor], dict[str, Tensor]],
+        *,
+        groups: Sequence[Sequence[int]] | None = None,
+        batched: bool = False,
     ) -> LabelStore:
         """Run the model over target images in evaluation mode and store `label` of each prediction.
 
@@ -214,15 +219,17 @@ class StageContext:
 
         Args:
             name: of the folder the labels are kept in.
-            label: probabilities B×C×H×W float32 → small arrays to store, each B×….
+            label: probabilities C×H×W float32 of one image → small arrays to store.
             groups: of images to label, from `groups`; all when None.
+            batched: `label` takes B×C×H×W and returns arrays B×…: fewer launches on a GPU.
         """
         store = LabelStore(self.folder / name, self.images.names, writer=self.fabric.global_rank)
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
         missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
         if self._is_needed(missing):
-            with self._labels(missing, label, name, of=chosen) as labels, _writing(store) as write:
+            made = self._labels(missing, label if batched else _of_each(label), name, of=chosen)
+            with made as labels, _writing(store) as write:
                 for group, found in labels:
                     for i, arrays in zip(group, found, strict=True):
                         write(i, arrays)
@@ -238,14 +245,16 @@ class StageContext:
         *,
         groups: Sequence[Sequence[int]] | None = None,
         per_file: int = SUMMARIES_PER_FILE,
+        batched: bool = False,
     ) -> Iterator[dict[str, NDArray[Any]]]:
         """As `label_all`, for a few numbers per image, which are kept of many images in one file.
 
         Args:
             name: of the folder they are kept in.
-            summary: probabilities B×C×H×W float32 → small arrays, each B×…, of the same shapes for all images.
+            summary: probabilities C×H×W float32 of one image → small arrays, of the same shapes for all images.
             groups: of images, from `groups`; all when None.
             per_file: about how many images a file is of; so many are held in memory.
+            batched: as for `label_all`.
 
         Returns:
             The arrays of each image, in the order of the groups; read file by file.
@@ -256,7 +265,7 @@ class StageContext:
         missing = [k for k in self.own_share(range(len(parts))) if not store.has(k)]
         if self._is_needed(missing):
             of_missing = [group for k in missing for group in parts[k]]
-            with self._labels(of_missing, summary, name, of=chosen) as labels:
+            with self._labels(of_missing, summary if batched else _of_each(summary), name, of=chosen) as labels:
                 for k in missing:
                     made = [one for _ in parts[k] for one in next(labels)[1]]
                     store.write(k, {key: np.stack([one[key] for one in made]) for key in made[0]})
@@ -418,6 +427,16 @@ def _writing(store: LabelStore) -> Iterator[Callable[[int, dict[str, NDArray[np.
         yield write
         while waiting:
             waiting.popleft().result()
+
+
+def _of_each(label: Callable[[Tensor], dict[str, Tensor]]) -> Callable[[Tensor], dict[str, Tensor]]:
+    """What takes B×C×H×W, made of what takes C×H×W."""
+
+    def labels(probs: Tensor) -> dict[str, Tensor]:
+        found = [label(one) for one in probs]
+        return {key: torch.stack([one[key] for one in found]) for key in found[0]}
+
+    return labels
 
 
 def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor, valid: Tensor) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def class_priors(context: StageContext) -> ClassPriors:
         won = counts_of_images(most_likely(probs, 1), probs.shape[1])
         return {"cells": F.adaptive_avg_pool2d(probs, PRIOR_GRID), "won": won.float() / probs[0, 0].numel()}
 
-    found = list(context.summarize("priors", summary, groups=context.subset_groups()))
+    found = list(context.summarize("priors", summary, groups=context.subset_groups(), batched=True))
     cells, won = (np.mean([one[key] for one in found], axis=0, dtype=np.float64) for key in ("cells", "won"))
     mean = cells.mean(axis=(1, 2))
     cells += UNIFORM_PRIOR_IMAGES / len(found) * mean[:, None, None]

@@ -94,14 +94,14 @@ class Propagate(Stage[PropagateOptions]):
         self.input_transform = chosen.transform_name
         self.priors = class_priors(chosen)
         if options.rare_temperature or context.draws_all(options.steps):
-            store = self.pseudo_labels = chosen.label_all("teacher", self._label)
+            store = self.pseudo_labels = chosen.label_all("teacher", self._label, batched=True)
             entropies = [float(store.read(i, "entropy")["entropy"]) for i in range(len(store))]
             samples = self._samples(context, entropies, store)
         else:  # all images are ranked, and only those labelled that will be drawn
-            entropies = [float(one["entropy"]) for one in chosen.summarize("entropies", _entropy)]
+            entropies = [float(one["entropy"]) for one in chosen.summarize("entropies", _entropy, batched=True)]
             samples = self._samples(context, entropies)
             groups = context.drawn_groups(samples, options.steps)
-            store = self.pseudo_labels = chosen.label_all("teacher", self._label, groups=groups)
+            store = self.pseudo_labels = chosen.label_all("teacher", self._label, groups=groups, batched=True)
             samples = self._samples(context, entropies, store)
         return samples
 

@@ -87,7 +87,7 @@ class SelfTrain(Stage[SelfTrainOptions]):
             self.thresholds = data_set_thresholds(chosen, options.top_fraction, adjust=self._adjusted)
         samples = context.samples(options)
         groups = None if options.rare_temperature else context.drawn_groups(samples, options.steps)
-        store = self.pseudo_labels = chosen.label_all("labels", self._label, groups=groups)
+        store = self.pseudo_labels = chosen.label_all("labels", self._label, groups=groups, batched=True)
         samples.maps = store.maps("labels", "negatives")
         if options.rare_temperature:
             samples.rare = RareClasses((one["labels"] for one in store), options.rare_temperature)

@@ -80,7 +80,7 @@ def data_set_thresholds(
     def confidences(probs: Tensor) -> dict[str, Tensor]:
         return {"histogram": confidence_histogram(adjust(probs)).int()}
 
-    found = context.summarize("confidences", confidences, per_file=HISTOGRAMS_PER_FILE)
+    found = context.summarize("confidences", confidences, per_file=HISTOGRAMS_PER_FILE, batched=True)
     total = sum(torch.from_numpy(one["histogram"]).long() for one in found)
     assert isinstance(total, Tensor)
     return thresholds_of(total, top_fraction).to(context.fabric.device)

@@ -68,7 +68,7 @@ class Batches:
             TrainingError: if not even one image fits into the memory.
         """
         while True:
-            torch.manual_seed(seed)
+            _seed(self.fabric.device, seed)
             if self.coming is None:
                 self.coming = self._from(step * self.options.accumulate)
             try:
@@ -142,6 +142,15 @@ class Batches:
             # Its processes end now. The garbage collector, if it finds it, takes away their queues first and then waits
             # 5 s for each of them.
             getattr(coming, "_shutdown_workers", lambda: None)()
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """`torch.manual_seed` for this device alone: all kinds of devices take it a hundredth of a short step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _in_few_bytes(samples: list[Sample]) -> Sample:
