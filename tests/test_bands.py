@@ -32,12 +32,13 @@ from das3.recipe import load_recipe, recipe_from, recipe_of
 from das3.report.capture import Capture
 from das3.report.findings import compare_captures
 from das3.segmenter import Preprocess, Segmenter
-from das3.stages.context import _labels_of_data
+from das3.stages.labelling import labels_of_data, of_each
 
 STAGES = ("align", "selftrain", "propagate")
 STEPS = {stage: {"steps": 2} for stage in STAGES}
 PLAIN = {**STEPS, "selftrain": {"steps": 2, "color_transforms": False, "upscale": False}}
 QUICK = [*(f"--{stage}.steps=2" for stage in STAGES), "--batch-size=2", "--device=cpu", "--quiet", "--workers=0"]
+
 RNG = np.random.default_rng(0)
 
 
@@ -258,7 +259,8 @@ def test_predictions_where_there_is_no_data_do_not_count() -> None:
         labels = shown.argmax(dim=0).to(torch.uint8)
         return {"mean": shown.mean(dim=(1, 2)), "labels": labels, "bits": torch.ones(2, 6, 8, dtype=torch.uint8)}
 
-    found, other = (_labels_of_data(label, p, valid) for p in (probs, changed))
+    found, other = (labels_of_data(of_each(label), p[None], valid) for p in (probs, changed))
+    found, other = ({key: value[0] for key, value in one.items()} for one in (found, other))
     torch.testing.assert_close(found["mean"], probs[:, valid].mean(dim=1))
     for key in found:
         assert torch.equal(found[key], other[key])

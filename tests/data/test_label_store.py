@@ -1,11 +1,13 @@
 """Packs of pseudo labels: few files, whole or not there, each image readable alone."""
 
+import io
 import pickle
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from imagecodecs import zstd_decode
 
 from das3.data import array_files, label_store
 from das3.data.label_store import LabelStore, find_labels
@@ -53,9 +55,22 @@ def test_a_pack_is_bounded_in_bytes_and_in_the_work_that_a_kill_loses(limit, val
 def test_any_program_that_reads_zip_files_reads_a_pack(tmp_path):
     filled(tmp_path, [2, 7])
     with zipfile.ZipFile(tmp_path / "00000-0.zip") as pack:
-        assert pack.namelist() == ["town/2.npz", "town/7.npz"]
-        with pack.open("town/7.npz") as file:
-            assert np.load(file)["labels"][0, 0] == 7
+        assert pack.namelist() == ["town/2.zip", "town/7.zip"]
+        with pack.open("town/7.zip") as file, zipfile.ZipFile(file) as arrays:
+            labels = io.BytesIO(zstd_decode(arrays.read("labels.npy.zst")))
+            assert np.load(labels)[0, 0] == 7
+
+
+def test_a_pack_of_npz_files_is_still_read(tmp_path):
+    """As das3 wrote them before 2026-11-27."""
+    with zipfile.ZipFile(tmp_path / "00000-0.zip", "w") as pack:
+        file = io.BytesIO()
+        np.savez_compressed(file, **labels_of(7))
+        entry = zipfile.ZipInfo("town/7.npz")
+        entry.comment = b"7"
+        pack.writestr(entry, file.getvalue())
+    assert numbers(LabelStore(tmp_path, NAMES)) == {7: 7}
+    assert find_labels(tmp_path).names[7] == "town/7"
 
 
 def test_what_an_interruption_stopped_is_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""Pseudo labels on disk: an .npz file per image, many of them together in one uncompressed zip file, a pack.
+"""Pseudo labels on disk: a zip file of arrays per image, many of them in one uncompressed zip file, a pack.
 
 A pack is written atomically, so that there is a whole one or none. Of a killed run the labels since the last pack are
 lost, which is about a minute's work at most.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from das3.data.array_files import read_npz, write_npz
+from das3.data.array_files import read_arrays, write_zstd
 from das3.errors import DataError
 from das3.files import writing_atomically
 
@@ -94,7 +94,7 @@ class LabelStore(Sequence[Mapping[str, NDArray[np.uint8]]]):
             KeyError: if they have not been made.
         """
         try:
-            return read_npz(self._bytes(i), *keys)
+            return read_arrays(self._bytes(i), *keys)
         except (OSError, KeyError) as error:
             raise KeyError(f"no pseudo labels of {self.names[i]} in {self.folder}") from error
 
@@ -143,7 +143,7 @@ class PackWriter:
     def add(self, i: int, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Compress the arrays of image i, and write the pack if it is full."""
         buffer = io.BytesIO()
-        write_npz(buffer, arrays)
+        write_zstd(buffer, arrays)
         with self.lock:
             self.waiting[i] = buffer.getvalue()
             self.bytes += len(self.waiting[i])
@@ -163,7 +163,7 @@ class PackWriter:
         path = store.folder / f"{_next_number(store.folder):05d}-{store.writer}.zip"
         with writing_atomically(path) as file, zipfile.ZipFile(file, "w") as pack:
             for i, data in sorted(files.items()):
-                entry = zipfile.ZipInfo(f"{name_in_pack(store.names[i])}.npz")
+                entry = zipfile.ZipInfo(f"{name_in_pack(store.names[i])}.zip")
                 entry.comment = str(i).encode()
                 pack.writestr(entry, data)
         store.add(path)
@@ -189,7 +189,7 @@ def _entries(path: Path) -> list[_Entry]:
         for entry in pack.infolist():
             file.seek(entry.header_offset + _LOCAL_HEADER - 4)
             start = entry.header_offset + _LOCAL_HEADER + int(np.frombuffer(file.read(4), "<u2").sum())
-            found.append(_Entry(int(entry.comment), entry.filename[: -len(".npz")], start, entry.file_size))
+            found.append(_Entry(int(entry.comment), entry.filename[: -len(".zip")], start, entry.file_size))
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,15 +17,16 @@ from torch import Tensor
 from das3.data.array_files import ArrayFiles
 from das3.data.images import Images
 from das3.data.label_store import LabelStore
-from das3.data.pixels import Pixel, to_unit
+from das3.data.pixels import to_unit
 from das3.data.samples import Augmentation, Maps, Samples
 from das3.distributed import spare_cores, sum_over_processes, wait_for_all
 from das3.input_transforms import IDENTITY, InputTransform
-from das3.losses import IGNORE_INDEX
 from das3.norms import batch_statistics, reestimate, restored_running_statistics
 from das3.segmenter import Segmenter, evaluating
 from das3.stages.image_views import TransformedImages
+from das3.stages.labelling import Label, ToHost, labels_of_data, of_each, writing
 from das3.stages.options import StageOptions
+from das3.stages.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -37,21 +36,12 @@ __all__ = ["StageContext"]
 T = TypeVar("T")
 
 _Labelled = tuple[Sequence[int], list[dict[str, NDArray[Any]]]]
-_Masked = tuple[Pixel, NDArray[np.bool_] | None]
-_Read = tuple[Tensor, Sequence[NDArray[np.bool_] | None]]
 
 MAX_IMAGES_FOR_STATISTICS = 140
 """Approximate number of images, evenly spaced, for means over many pixels."""
 
 SUMMARIES_PER_FILE = 1000
 """Images whose few numbers are kept in one file."""
-WRITERS = 2
-"""Threads that compress and write labels while the model predicts the next ones."""
-WAITING = 32
-"""Images whose labels may wait to be written, so that memory is constant."""
-
-BYTES_AHEAD = 2**28
-"""Of decoded images that wait for the model, unless two batches are more."""
 
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
@@ -169,45 +159,15 @@ class StageContext:
     def _masked_batches(self, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
         """The same, with H×W on the device of each image, false where there is no data; None where there is all."""
         device = self.fabric.device
-        for pixels, masks in self._read_ahead(groups):
+        for pixels, masks in read_ahead(self.images, groups, self.fabric):
             batch = to_unit(pixels.to(device, non_blocking=True).permute(0, 3, 1, 2))
             yield batch, [None if m is None else torch.from_numpy(m).to(device) for m in masks]
-
-    def _read_ahead(self, groups: Sequence[Sequence[int]]) -> Iterator[_Read]:
-        """B×H×W×K of group after group and their masks; the next ones are decoded in threads while one is worked on."""
-        pinned = self.fabric.device.type == "cuda"  # only then a copy to the device need not be waited for
-        if not self.images.is_thread_safe:
-            yield from (_stacked(map(self.images.masked, group), pinned) for group in groups)
-            return
-        threads = max(1, spare_cores(self.fabric))
-        most, coming = self._images_ahead(threads), iter(groups)
-        waiting: deque[tuple[int, Future[_Read]]] = deque()
-        pool = ThreadPoolExecutor(threads)
-        try:
-            while True:
-                while len(waiting) < 2 or sum(count for count, _ in waiting) < most:
-                    group = next(coming, None)
-                    if group is None:
-                        break
-                    images = [pool.submit(self.images.masked, i) for i in group]
-                    # Threads begin in this order: when this one does, those images are decoded or are being so.
-                    waiting.append((len(group), pool.submit(_stacked, map(Future.result, images), pinned)))
-                if not waiting:
-                    return
-                yield waiting.popleft()[1].result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _images_ahead(self, threads: int) -> int:
-        """How many images may wait decoded: enough for the threads, and few if they are large."""
-        largest = max((height * width for height, width in self.images.sizes()), default=1) * self.images.pixel_bytes
-        return int(min(2 * threads, BYTES_AHEAD // max(1, largest)))
 
     @torch.no_grad()
     def label_all(
         self,
         name: str,
-        label: Callable[[Tensor], dict[str, Tensor]],
+        label: Label,
         *,
         groups: Sequence[Sequence[int]] | None = None,
         batched: bool = False,
@@ -228,8 +188,8 @@ class StageContext:
         chosen = self.groups() if groups is None else groups
         missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
         if self._is_needed(missing):
-            made = self._labels(missing, label if batched else _of_each(label), name, of=chosen)
-            with made as labels, _writing(store) as write:
+            made = self._labels(missing, label if batched else of_each(label), name, of=chosen)
+            with made as labels, writing(store, max(2, spare_cores(self.fabric))) as write:
                 for group, found in labels:
                     for i, arrays in zip(group, found, strict=True):
                         write(i, arrays)
@@ -241,7 +201,7 @@ class StageContext:
     def summarize(
         self,
         name: str,
-        summary: Callable[[Tensor], dict[str, Tensor]],
+        summary: Label,
         *,
         groups: Sequence[Sequence[int]] | None = None,
         per_file: int = SUMMARIES_PER_FILE,
@@ -265,7 +225,7 @@ class StageContext:
         missing = [k for k in self.own_share(range(len(parts))) if not store.has(k)]
         if self._is_needed(missing):
             of_missing = [group for k in missing for group in parts[k]]
-            with self._labels(of_missing, summary if batched else _of_each(summary), name, of=chosen) as labels:
+            with self._labels(of_missing, summary if batched else of_each(summary), name, of=chosen) as labels:
                 for k in missing:
                     made = [one for _ in parts[k] for one in next(labels)[1]]
                     store.write(k, {key: np.stack([one[key] for one in made]) for key in made[0]})
@@ -296,7 +256,7 @@ class StageContext:
     def _labels(
         self,
         groups: Sequence[Sequence[int]],
-        label: Callable[[Tensor], dict[str, Tensor]],
+        label: Label,
         name: str,
         *,
         of: Sequence[Sequence[int]],
@@ -305,14 +265,14 @@ class StageContext:
 
         def made() -> Generator[_Labelled, None, None]:
             # One batch behind: while its labels come from a GPU, the next batch is on its way there.
-            behind: tuple[Sequence[int], _ToHost] | None = None
+            behind: tuple[Sequence[int], ToHost] | None = None
             batches = zip(groups, self._masked_batches(groups), strict=True)
             for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(groups)):
                 parts = list(self._parts_to_label(self.predict(batch), masks))
                 found = [
-                    label(probs) if valid is None else _labels_of_data(label, probs, valid) for probs, valid in parts
+                    label(probs) if valid is None else labels_of_data(label, probs, valid) for probs, valid in parts
                 ]
-                done, behind = behind, (group, _ToHost(found, [len(probs) for probs, _ in parts]))
+                done, behind = behind, (group, ToHost(found, [len(probs) for probs, _ in parts]))
                 if done:
                     yield done[0], done[1].arrays()
             if behind:
@@ -373,86 +333,3 @@ class StageContext:
         """A batch of transformed images, in parts with no more pixels than the batch, where possible."""
         images = batch if self.transform is None else self.transform(batch)
         return torch.split(images, max(1, batch.numel() // images[0].numel()))
-
-
-def _stacked(images: Iterable[_Masked], pinned: bool) -> _Read:
-    """Images as one B×H×W×K, and their masks."""
-    arrays, masks = zip(*images, strict=True)
-    if not pinned:
-        return torch.from_numpy(np.stack(arrays)), masks
-    batch = torch.empty((len(arrays), *arrays[0].shape), dtype=torch.from_numpy(arrays[0]).dtype, pin_memory=True)
-    np.stack(arrays, out=batch.numpy())
-    return batch, masks
-
-
-class _ToHost:
-    """Labels of parts of a batch, of so many images each, on their way from a device that goes on working meanwhile."""
-
-    def __init__(self, parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> None:
-        for part, size in zip(parts, sizes, strict=True):
-            for key, value in part.items():
-                if not value.ndim or len(value) != size:
-                    raise ValueError(
-                        f"{key!r} is of shape {tuple(value.shape)}, but it must be {size}×…, one per image"
-                    )
-        on_gpu = any(value.is_cuda for part in parts for value in part.values())
-        self.copies = [{key: value.to("cpu", non_blocking=on_gpu) for key, value in part.items()} for part in parts]
-        self.sizes, self.copied = sizes, torch.cuda.Event() if on_gpu else None
-        if self.copied:
-            self.copied.record()
-
-    def arrays(self) -> list[dict[str, NDArray[Any]]]:
-        """The labels of each image, once they are there."""
-        if self.copied:
-            self.copied.synchronize()
-        parts = [{key: value.numpy() for key, value in part.items()} for part in self.copies]
-        return [
-            {key: values[i] for key, values in part.items()}
-            for part, size in zip(parts, self.sizes, strict=True)
-            for i in range(size)
-        ]
-
-
-@contextmanager
-def _writing(store: LabelStore) -> Iterator[Callable[[int, dict[str, NDArray[np.generic]]], None]]:
-    """A function that has arrays written in the background; all are, or an error is raised, when the block ends."""
-    waiting: deque[Future[None]] = deque()
-    with store.writing() as packs, ThreadPoolExecutor(WRITERS) as pool:
-
-        def write(i: int, arrays: dict[str, NDArray[np.generic]]) -> None:
-            while len(waiting) >= WAITING:
-                waiting.popleft().result()
-            waiting.append(pool.submit(packs.add, i, arrays))
-
-        yield write
-        while waiting:
-            waiting.popleft().result()
-
-
-def _of_each(label: Callable[[Tensor], dict[str, Tensor]]) -> Callable[[Tensor], dict[str, Tensor]]:
-    """What takes B×C×H×W, made of what takes C×H×W."""
-
-    def labels(probs: Tensor) -> dict[str, Tensor]:
-        found = [label(one) for one in probs]
-        return {key: torch.stack([one[key] for one in found]) for key in found[0]}
-
-    return labels
-
-
-def _labels_of_data(label: Callable[[Tensor], dict[str, Tensor]], probs: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """What `label` makes of a prediction 1×C×H×W where only the `valid` pixels H×W count.
-
-    The others show the predictions of valid pixels, evenly spread, so that shares, means and ranks over the image are
-    those of its data. Label maps of the image's size then get 255 there (0 where bits are packed).
-    """
-    inside, outside = valid.flatten().nonzero().squeeze(1), (~valid).flatten().nonzero().squeeze(1)
-    if len(inside):
-        spread = torch.arange(len(outside), device=inside.device) * len(inside) // max(1, len(outside))
-        flat = probs.flatten(2).clone()
-        flat[..., outside] = flat[..., inside[spread]]
-        probs = flat.view_as(probs)
-    found = label(probs)
-    for key, value in found.items():
-        if value.dtype == torch.uint8 and value.shape[-2:] == valid.shape:
-            found[key] = value.masked_fill(~valid, IGNORE_INDEX if value.ndim == 3 else 0)
-    return found

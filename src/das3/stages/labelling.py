@@ -1,0 +1,103 @@
+"""What is made of predictions, from the device into files."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from das3.data.label_store import LabelStore
+from das3.losses import IGNORE_INDEX
+
+__all__ = ["Label", "ToHost", "labels_of_data", "of_each", "writing"]
+
+Label = Callable[[Tensor], dict[str, Tensor]]
+"""Probabilities B×C×H×W float32 → small arrays B×…, or C×H×W of one image → small arrays."""
+
+WAITING = 32
+"""Images whose labels may wait to be written, so that memory is constant."""
+
+
+class ToHost:
+    """Labels of parts of a batch, of so many images each, on their way from a device that goes on working meanwhile."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> None:
+        for part, size in zip(parts, sizes, strict=True):
+            for key, value in part.items():
+                if not value.ndim or len(value) != size:
+                    raise ValueError(
+                        f"{key!r} is of shape {tuple(value.shape)}, but it must be {size}×…, one per image"
+                    )
+        on_gpu = any(value.is_cuda for part in parts for value in part.values())
+        self.copies = [{key: value.to("cpu", non_blocking=on_gpu) for key, value in part.items()} for part in parts]
+        self.sizes, self.copied = sizes, torch.cuda.Event() if on_gpu else None
+        if self.copied:
+            self.copied.record()
+
+    def arrays(self) -> list[dict[str, NDArray[Any]]]:
+        """The labels of each image, once they are there."""
+        if self.copied:
+            self.copied.synchronize()
+        parts = [{key: value.numpy() for key, value in part.items()} for part in self.copies]
+        return [
+            {key: values[i] for key, values in part.items()}
+            for part, size in zip(parts, self.sizes, strict=True)
+            for i in range(size)
+        ]
+
+
+@contextmanager
+def writing(store: LabelStore, writers: int) -> Iterator[Callable[[int, dict[str, NDArray[np.generic]]], None]]:
+    """A function that has arrays written by threads; all are, or an error is raised, when the block ends.
+
+    Args:
+        store: what they are written to.
+        writers: how many threads compress them.
+    """
+    waiting: deque[Future[None]] = deque()
+    with store.writing() as packs, ThreadPoolExecutor(writers) as pool:
+
+        def write(i: int, arrays: dict[str, NDArray[np.generic]]) -> None:
+            while len(waiting) >= WAITING:
+                waiting.popleft().result()
+            waiting.append(pool.submit(packs.add, i, arrays))
+
+        yield write
+        while waiting:
+            waiting.popleft().result()
+
+
+def of_each(label: Label) -> Label:
+    """What takes B×C×H×W, made of what takes C×H×W."""
+
+    def labels(probs: Tensor) -> dict[str, Tensor]:
+        found = [label(one) for one in probs]
+        return {key: torch.stack([one[key] for one in found]) for key in found[0]}
+
+    return labels
+
+
+def labels_of_data(label: Label, probs: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """What `label` makes of a prediction 1×C×H×W where only the `valid` pixels H×W count.
+
+    The others show the predictions of valid pixels, evenly spread, so that shares, means and ranks over the image are
+    those of its data. Label maps of the image's size then get 255 there (0 where bits are packed).
+    """
+    inside, outside = valid.flatten().nonzero().squeeze(1), (~valid).flatten().nonzero().squeeze(1)
+    if len(inside):
+        spread = torch.arange(len(outside), device=inside.device) * len(inside) // max(1, len(outside))
+        flat = probs.flatten(2).clone()
+        flat[..., outside] = flat[..., inside[spread]]
+        probs = flat.view_as(probs)
+    found = label(probs)
+    for key, value in found.items():
+        if value.dtype == torch.uint8 and value.shape[-2:] == valid.shape:
+            found[key] = value.masked_fill(~valid, IGNORE_INDEX if value.ndim == 3 else 0)
+    return found
