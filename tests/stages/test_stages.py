@@ -5,6 +5,7 @@ import io
 import math
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,6 +264,11 @@ def labeller(tmp_path_factory):
     return made
 
 
+def as_on_a_gpu(context, probs, masks, parts=StageContext._parts_to_label):
+    there = SimpleNamespace(fabric=SimpleNamespace(device=torch.device("cuda")))
+    return parts(there, probs, masks)
+
+
 LABELLERS = ("selftrain", "propagate", "cbst", "ld", "pseudo-label", "shot")
 
 
@@ -270,16 +276,18 @@ LABELLERS = ("selftrain", "propagate", "cbst", "ld", "pseudo-label", "shot")
 def test_labels_of_a_batch_made_at_once_are_those_of_its_images(name, tmp_path, monkeypatch):
     """As on a GPU, where each image by itself would be more launches than its prediction."""
     found = []
-    for way in ("one by one", "at once"):
-        if way == "at once":
-            monkeypatch.setattr(StageContext, "_parts_to_label", lambda self, probs, masks: [(probs, None)])
+    for way in ("one by one", "at once, 4", "at once, 3"):
+        if way != "one by one":
+            monkeypatch.setattr("das3.stages.context.LABELLED_AT_ONCE", 3 * 32 * 40 * int(way[-1]))
+            monkeypatch.setattr(StageContext, "_parts_to_label", as_on_a_gpu)
         stage = find_stage(name)(find_stage(name).Options())
         stage.prepare(context_of(tmp_path / way, network()))
         found.append([stage.pseudo_labels[i] for i in range(4)])
-    for one, other in zip(*found, strict=True):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            np.testing.assert_allclose(value, other[key], rtol=1e-5)
+    for one, *others in zip(*found, strict=True):
+        for other in others:
+            assert one.keys() == other.keys()
+            for key, value in one.items():
+                np.testing.assert_allclose(value, other[key], rtol=1e-5)
     assert len({tuple(one["labels"].flatten()) for one in found[0]}) > 1
 
 

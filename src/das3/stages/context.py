@@ -43,6 +43,10 @@ MAX_IMAGES_FOR_STATISTICS = 140
 SUMMARIES_PER_FILE = 1000
 """Images whose few numbers are kept in one file."""
 
+LABELLED_AT_ONCE = 2**27
+"""Probabilities that labels are made of at once on a GPU, unless an image has more: 512 MiB, and as much again for each
+step that keeps a copy."""
+
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
 
@@ -284,10 +288,11 @@ class StageContext:
             yield labels
 
     def _parts_to_label(self, probs: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """A batch, or its images one by one: where pixels of some do not count, and on a CPU, whose cache holds one."""
+        """A batch, in parts that take little memory; or its images one by one where pixels of some do not count, and on a
+        CPU, whose cache holds one."""
         if self.fabric.device.type == "cpu" or any(mask is not None for mask in masks):
             return zip(probs.split(1), masks, strict=True)
-        return [(probs, None)]
+        return [(part, None) for part in probs.split(max(1, LABELLED_AT_ONCE // probs[0].numel()))]
 
     @contextmanager
     def _transformed_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:
