@@ -288,8 +288,9 @@ class StageContext:
             yield labels
 
     def _parts_to_label(self, probs: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
-        """A batch in parts that take little memory, or its images one by one: where pixels of some do not count, and on a
-        CPU, whose cache holds one.
+        """A batch in parts that take little memory.
+
+        One image each where pixels of some do not count, and on a CPU, whose cache holds one.
         """
         if self.fabric.device.type == "cpu" or any(mask is not None for mask in masks):
             return zip(probs.split(1), masks, strict=True)
