@@ -1,7 +1,8 @@
-"""Samples and losses alone."""
+"""Samples, stored labels and losses alone."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from das3.data.array_files import read_arrays, write_npz, write_zstd
 from das3.data.mixing import class_mix
 from das3.data.open import open_images
 from das3.data.samples import Augmentation, Sample
+from das3.data.streets import Streets
+from das3.pseudo_labels import negative_labels, pack_negatives, positive_labels
 from das3.recipe import Recipe
 from das3.training.cost_estimate import _Saved
 from speed_rows.bench import CLASSES, STAGES, Bench, network, prepared, resized, write_images
@@ -50,6 +54,37 @@ def seconds_of_thread(work: Callable[[], Any]) -> float:
     began = time.thread_time()
     work()
     return time.thread_time() - began
+
+
+def storage_rows(bench: Bench, folder: Path) -> None:
+    """Labels of a rendered street as they are stored, beside .npz files."""
+    if not any(bench.wants(f"stored/{what}") for what in ("write", "read", "bytes")):
+        return
+    classes = torch.from_numpy(Streets("target", 1, size=(512, 1024)).label(0)).long().clamp(max=CLASSES - 1)
+    logits = F.avg_pool2d(F.one_hot(classes, CLASSES).permute(2, 0, 1).float()[None], 16) * 6
+    logits = logits + 1.2 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+    probs = F.interpolate(logits, size=(512, 1024), mode="bilinear").softmax(dim=1)[0]
+    arrays = {
+        "labels": positive_labels(probs, top_fraction=0.3).numpy(),
+        "negatives": pack_negatives(negative_labels(probs)).numpy(),
+    }
+
+    def stored(write: Any) -> bytes:
+        file = io.BytesIO()
+        write(file, arrays)
+        return file.getvalue()
+
+    files = [stored(write) for write in (write_zstd, write_npz)]
+    works = {
+        "write": [partial(stored, write) for write in (write_zstd, write_npz)],
+        "read": [partial(read_arrays, file) for file in files],
+    }
+    for what, (ours, other) in works.items():
+        times = [[1e3 * seconds_of_thread(one) for one in (ours, other)] for _ in range(21)][1:]
+        if bench.wants(f"stored/{what}"):
+            bench.add(f"stored/{what}", *map(list, zip(*times, strict=True)), unit="ms")
+    if bench.wants("stored/bytes"):
+        bench.add("stored/bytes", [len(files[0]) / 1e3], [len(files[1]) / 1e3], unit="kb")
 
 
 def loss_rows(bench: Bench, folder: Path) -> None:

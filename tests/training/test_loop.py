@@ -20,7 +20,7 @@ from das3.stages.base import parameter_groups
 from das3.stages.options import LoopOptions
 from das3.training.batches import Batches, _in_few_bytes
 from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of
-from das3.training.loop import learning_rate, make_fabric, step_seed, train
+from das3.training.loop import _optimizer, learning_rate, make_fabric, step_seed, train
 
 
 class Supervised(Stage[StageOptions]):
@@ -86,6 +86,17 @@ def test_it_learns():
     assert [r.step for r in records] == [10, 20, 30, 40, 50, 60]
     assert records[-1].losses["cross_entropy"] < records[0].losses["cross_entropy"]
     assert all(r.images_per_second > 0 for r in records)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("device", "scaler", "fused"), [("cuda", None, True), ("cuda", object(), None), ("cpu", None, None)]
+)
+def test_optimizers_are_fused_on_a_gpu_unless_losses_are_scaled(optimizer, device, scaler, fused):
+    fabric = SimpleNamespace(device=torch.device(device), _precision=SimpleNamespace(scaler=scaler))
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1}]
+    (group,) = _optimizer(groups, LoopOptions(optimizer=optimizer), fabric).param_groups
+    assert group["fused"] is fused
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -26,7 +26,7 @@ def write_npz(file: IO[bytes], arrays: Mapping[str, NDArray[np.generic]]) -> Non
 
 
 def write_zstd(file: IO[bytes], arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Write a zip file of .npy.zst: of label maps smaller than .npz, and written and read in a third of the time."""
+    """Write a zip file of .npy.zst: of label maps smaller than .npz, written in 0.4 and read in half of the time."""
     from imagecodecs import zstd_encode
 
     with zipfile.ZipFile(file, "w") as archive:
