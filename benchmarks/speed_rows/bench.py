@@ -43,6 +43,7 @@ class Setting:
     blocks: dict[str, int]  # name → how many; the shorter the steps, the less certain one is
     sizes: dict[str, tuple[int, int]]  # of files
     images: int
+    labelled: int  # images of a label pass, so many that its begin and end count for little
     prepared: tuple[int, ...]  # numbers of images that a stage is prepared for
     block: int  # steps between two looks at the clock
     lead: int  # blocks that are not counted after bare steps, in which is used up what was loaded meanwhile
@@ -53,6 +54,7 @@ CPU = Setting(
     blocks={"small": 45, "segformer": 15},
     sizes={"jpeg": (128, 192), "png": (128, 192)},
     images=16,
+    labelled=16,
     prepared=(50, 200),
     block=1,
     lead=0,
@@ -67,6 +69,7 @@ GPU = Setting(
     blocks={"small": 5, "segformer": 4, "deeplabv2-b2": 3, "deeplabv2-b4": 2},
     sizes={"jpeg": (512, 1024), "png": (1024, 2048)},
     images=32,
+    labelled=256,
     prepared=(500,),
     block=10,
     lead=2,  # 20 steps: 8 processes are at most 16 batches ahead

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from das3.data import decoding, quick_forms
-from das3.data.decoding import opened, probe
+from das3.data.decoding import opened, probe, to_rgb
 from das3.data.formats import pillow_form
 from das3.data.image_files import ImageFiles, find_files
-from das3.data.quick_forms import quick_form
+from das3.data.quick_forms import quick_file, quick_form, quick_pixels
 from das3.errors import DataError
 
 RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
@@ -79,6 +79,58 @@ def test_it_says_what_pillow_says(tmp_path, name):
         assert quick_form(path) == (pillow_form(image) if name in ORDINARY else None)
 
 
+@pytest.mark.parametrize("name", [*ORDINARY, *FOR_PILLOW])
+def test_pixels_are_those_of_pillow(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes({**ORDINARY, **FOR_PILLOW}[name])
+    found = quick_file(path, (20, 30))
+    if name in FOR_PILLOW or name == "palette.png":
+        assert found is None
+        return
+    with opened(path) as image:
+        expected = to_rgb(image)
+    assert np.array_equal(found, expected)
+    assert np.array_equal(found, ImageFiles([path], tmp_path)[0])
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    assert quick_file(path, (30, 20)) is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {"format": "JPEG", "quality": q, "subsampling": s, "progressive": q == 60}
+            for q in (5, 60, 98)
+            for s in range(3)
+        ),
+        {"format": "JPEG", "quality": 90, "keep_rgb": True},
+        {"format": "PNG", "compress_level": 0},
+        {"format": "PNG", "optimize": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (64, 128)])
+def test_pixels_of_any_picture_are_those_of_pillow(size, options, mode):
+    height, width = size
+    noise = np.random.default_rng(1).normal(0, 20, (height, width, 3))
+    ramp = np.linspace(0, 255, width)[None, :, None] + noise
+    picture = Image.fromarray(ramp.clip(0, 255).astype(np.uint8)).convert(mode)
+    data = encoded(picture, options["format"], **{k: v for k, v in options.items() if k != "format"})
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(quick_pixels(data, size), to_rgb(image))
+
+
+@pytest.mark.parametrize("chunks", [("gAMA", 10), ("sBIT", 4), ("bKGD", 9), ("tIME", 2), ("cHRM", 5)], ids=str)
+def test_metadata_of_a_png_changes_no_pixel(chunks):
+    kind, value = chunks
+    sizes = {"gAMA": 4, "sBIT": 3, "bKGD": 6, "tIME": 7, "cHRM": 32}
+    data = PLAIN_PNG[:33] + chunk(kind.encode(), bytes([0] * (sizes[kind] - 3) + [value] * 3)) + PLAIN_PNG[33:]
+    found = quick_pixels(data, (20, 30))
+    assert np.array_equal(found, np.asarray(RGB))
+
+
 def test_orientation_after_the_pixels_counts(tmp_path):
     (tmp_path / "a.png").write_bytes(TURNED_LATE)
     assert probe(tmp_path / "a.png").size == (30, 20)
@@ -102,6 +154,24 @@ def test_damage_is_no_other_image(tmp_path, name, whole):
         except DataError:
             with pytest.raises(DataError, match=str(path)):
                 ImageFiles([path], tmp_path).decode(0)
+
+
+@pytest.mark.parametrize(("name", "whole"), [("a.jpg", PLAIN_JPEG), ("a.png", PLAIN_PNG)])
+def test_what_is_decoded_of_a_damaged_file_is_what_pillow_decodes(tmp_path, name, whole, capfd):
+    path, rng = tmp_path / name, np.random.default_rng(0)
+    spoilt = [whole[:end] for end in range(0, len(whole), 17)]
+    for at in range(2, len(whole), 5):
+        spoilt.append(whole[:at] + bytes([int(rng.integers(256))]) + whole[at + 1 :])
+    spoilt += [whole[:at] + whole[at + 40 :] for at in range(2, len(whole) - 42, 31)]
+    decoded = 0
+    for data in spoilt:
+        path.write_bytes(data)
+        if (found := quick_file(path, (20, 30))) is not None:
+            with opened(path) as image:
+                assert np.array_equal(found, to_rgb(image))
+            decoded += 1
+    assert decoded or name == "a.png"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_half_a_png_is_found_before_it_is_decoded(tmp_path):

@@ -18,7 +18,7 @@ from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.base import parameter_groups
 from das3.stages.options import LoopOptions
-from das3.training.batches import Batches, _in_few_bytes
+from das3.training.batches import Batches, _packed
 from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of
 from das3.training.loop import _optimizer, learning_rate, make_fabric, step_seed, train
 
@@ -111,8 +111,8 @@ def test_images_arrive_as_they_were_sent(kind, workers):
         for first, batch in zip(range(0, 8, 2), batches._from(0), strict=False):
             assert batch["image"].dtype == torch.float32
             assert torch.equal(batch["image"], torch.stack([made[n]["image"] for n in (first, first + 1)]))
-    sent = _in_few_bytes([made[0], made[1]])["image"]
-    assert sent.dtype == (torch.uint8 if kind == "8 bits" else torch.float32)
+    sent = dict(field[:2] for field in _packed([made[0], made[1]]).fields)
+    assert sent["image"] == (torch.uint8 if kind == "8 bits" else torch.float32)
 
 
 @pytest.mark.parametrize("ending", ["done", "error"])

@@ -17,7 +17,7 @@ from das3.data.formats import Form, tiff_parts
 from das3.data.images import FittedImages
 from das3.data.medical import DICOM, is_nifti
 from das3.data.pixels import Masked, Pixel, Pixels, seen_form
-from das3.data.quick_forms import quick_form
+from das3.data.quick_forms import quick_file, quick_form
 from das3.data.value_ranges import find_pixels
 from das3.errors import DataError
 from das3.many_files import map_files
@@ -128,8 +128,11 @@ class ImageFiles(FittedImages):
         return pixels.convert(samples, form, self.paths[i])
 
     def _picture(self, i: int) -> NDArray[np.uint8]:
-        refuse_large(self.paths[i], self.form(i).size)
-        with opened(self.paths[i]) as image:
+        path, form = self.paths[i], self.form(i)
+        refuse_large(path, form.size)
+        if (quick := quick_file(path, form.size)) is not None:
+            return quick
+        with opened(path) as image:
             return to_rgb(image)
 
     def is_plain(self, i: int) -> bool:

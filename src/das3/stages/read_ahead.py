@@ -72,5 +72,6 @@ def _stacked(images: Iterable[Masked], pinned: bool) -> Read:
     if not pinned:
         return torch.from_numpy(np.stack(arrays)), masks
     batch = torch.empty((len(arrays), *arrays[0].shape), dtype=torch.from_numpy(arrays[0]).dtype, pin_memory=True)
-    np.stack(arrays, out=batch.numpy())
+    for place, array in zip(batch.numpy(), arrays, strict=True):
+        place[...] = array  # unlike np.stack, other threads go on meanwhile
     return batch, masks

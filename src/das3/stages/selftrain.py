@@ -110,7 +110,8 @@ class SelfTrain(Stage[SelfTrainOptions]):
             positives = positive_labels(adjusted, top_fraction=options.top_fraction)
         negatives = negative_labels(probs, threshold=options.negative_threshold)
         # A rare class may have won where it is below the threshold; a pixel's positive label is never a negative one.
-        negatives &= torch.arange(self.num_classes, device=probs.device).view(-1, 1, 1) != positives.unsqueeze(1)
+        classes = torch.arange(self.num_classes, dtype=positives.dtype, device=probs.device).view(-1, 1, 1)
+        negatives &= classes != positives.unsqueeze(1)
         return {"labels": positives, "negatives": pack_negatives(negatives)}
 
     def finish(self, context: StageContext) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler
 
 from das3.data.pixels import to_unit
 from das3.data.samples import Sample, Samples
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Batches"]
+
+_ALIGNMENT = 256
+"""Bytes; kernels of GPUs read tensors that begin at multiples of so many at once."""
 
 
 class _Range(Sampler[list[int]]):
@@ -125,15 +129,18 @@ class Batches:
         loader = DataLoader(
             self.samples,
             batch_sampler=_Range(first, options.batch_size, fabric.global_rank, fabric.world_size),
-            collate_fn=_in_few_bytes if workers else None,
+            collate_fn=_packed if workers else None,
             num_workers=workers,
             pin_memory=fabric.device.type == "cuda",
             generator=torch.Generator(),  # it would draw from the network's own, but only where a run begins or goes on
         )
         coming = iter(loader)
         try:
-            for batch in coming:
-                batch = {key: value.to(fabric.device, non_blocking=True) for key, value in batch.items()}
+            for loaded in coming:
+                if isinstance(loaded, _Packed):
+                    batch = loaded.unpacked(fabric.device)
+                else:
+                    batch = {key: value.to(fabric.device, non_blocking=True) for key, value in loaded.items()}
                 batch["image"] = to_unit(batch["image"])
                 if options.channels_last:
                     batch["image"] = as_channels_last(batch["image"])
@@ -153,14 +160,47 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _in_few_bytes(samples: list[Sample]) -> Sample:
-    """A batch, its images as uint8 where nothing is lost by it.
+@dataclass(frozen=True)
+class _Packed:
+    """A batch as the bytes of one tensor.
 
-    That is a quarter of what has to be handed from process to process and to the device, which can take longer than a
-    step of a small network on a GPU.
+    To hand a tensor from process to process takes the receiving one a millisecond in which no other thread runs Python,
+    so that a GPU waits for it.
     """
+
+    content: Tensor
+    fields: tuple[tuple[str, torch.dtype, torch.Size, int], ...]
+    """Name, type, shape and first byte of each of its tensors."""
+
+    @classmethod
+    def of(cls, batch: Sample) -> _Packed:
+        """From tensors on the CPU."""
+        sizes = [-(-value.nbytes // _ALIGNMENT) * _ALIGNMENT for value in batch.values()]
+        content = torch.empty(sum(sizes), dtype=torch.uint8)
+        fields = []
+        for (name, value), begin in zip(batch.items(), itertools.accumulate([0, *sizes]), strict=False):
+            content[begin : begin + value.nbytes] = value.contiguous().flatten().view(torch.uint8)
+            fields.append((name, value.dtype, value.shape, begin))
+        return cls(content, tuple(fields))
+
+    def pin_memory(self) -> _Packed:
+        """As the loader asks for it."""
+        return replace(self, content=self.content.pin_memory())
+
+    def unpacked(self, device: torch.device) -> Sample:
+        """The tensors, on a device."""
+        content = self.content.to(device, non_blocking=True)
+        return {
+            name: content[begin : begin + dtype.itemsize * shape.numel()].view(dtype).view(shape)
+            for name, dtype, shape, begin in self.fields
+        }
+
+
+def _packed(samples: list[Sample]) -> _Packed:
+    """A batch, its images as uint8 where nothing is lost by it: a quarter of the bytes."""
     images = [one["image"] for one in samples]
     eight_bits = [image.mul(255).round_().to(torch.uint8) for image in images]
     if all(map(torch.equal, images, map(to_unit, eight_bits))):
         samples = [{**one, "image": image} for one, image in zip(samples, eight_bits, strict=True)]
-    return default_collate(samples)  # type: ignore[no-any-return]
+    # Not default_collate, which would make of each tensor a file in memory.
+    return _Packed.of({key: torch.stack([one[key] for one in samples]) for key in samples[0]})
