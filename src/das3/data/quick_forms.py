@@ -75,10 +75,11 @@ def quick_file(path: Path, size: tuple[int, int]) -> NDArray[np.uint8] | None:
     if file is None:
         return None
     try:
-        with os.fdopen(file, "rb") as opened:
-            data = opened.read()
+        data = os.read(file, os.fstat(file).st_size)  # in few calls, each of which lets another thread run Python
     except OSError:
         return None
+    finally:
+        os.close(file)
     return quick_pixels(data, size)
 
 

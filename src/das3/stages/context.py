@@ -24,7 +24,7 @@ from das3.input_transforms import IDENTITY, InputTransform
 from das3.norms import batch_statistics, reestimate, restored_running_statistics
 from das3.segmenter import Segmenter, evaluating
 from das3.stages.image_views import TransformedImages
-from das3.stages.labelling import Label, ToHost, labels_of_data, of_each, writing
+from das3.stages.labelling import Label, ToHost, joined, labels_of_data, of_each, writing
 from das3.stages.options import StageOptions
 from das3.stages.read_ahead import read_ahead
 
@@ -46,6 +46,10 @@ SUMMARIES_PER_FILE = 1000
 LABELLED_AT_ONCE = 2**27
 """Probabilities that labels are made of at once on a GPU, unless an image has more: 512 MiB, and as much again for each
 step that keeps a copy."""
+
+PREDICTED_AT_ONCE = 3 * 2**26
+"""Probabilities that a GPU predicts at once, if several batches together have no more: with few images a network is
+done before Python has asked for its next layers, which it does in turns with threads that read and write."""
 
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
@@ -190,7 +194,7 @@ class StageContext:
         store = LabelStore(self.folder / name, self.images.names, writer=self.fabric.global_rank)
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
-        missing = [g for g in self.own_share(chosen) if not all(store.has(i) for i in g)]
+        missing = [g for g in self.own_share(self._at_once(chosen)) if not all(store.has(i) for i in g)]
         if self._is_needed(missing):
             made = self._labels(missing, label if batched else of_each(label), name, of=chosen)
             with made as labels, writing(store, max(2, spare_cores(self.fabric))) as write:
@@ -224,7 +228,7 @@ class StageContext:
             The arrays of each image, in the order of the groups; read file by file.
         """
         chosen = self.groups() if groups is None else groups
-        parts = self._parts(chosen, per_file)
+        parts = [self._at_once(part) for part in self._parts(chosen, per_file)]
         store = ArrayFiles(self.folder / name, [f"{p[0][0]}-{p[-1][-1]}-{sum(map(len, p))}" for p in parts])
         missing = [k for k in self.own_share(range(len(parts))) if not store.has(k)]
         if self._is_needed(missing):
@@ -252,6 +256,12 @@ class StageContext:
                 parts.append([list(group)])
         return parts
 
+    def _at_once(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Groups that follow each other as one, as many as a GPU may predict at once."""
+        if self.fabric.device.type == "cpu" or self.own_statistics:
+            return groups
+        return joined(groups, self.images.sizes(), PREDICTED_AT_ONCE // self.segmenter.num_classes)
+
     def _is_needed(self, missing: Sequence[object]) -> bool:
         """Whether any process has something to do: all of them share out the statistics of transformed images."""
         return bool(int(sum_over_processes(torch.tensor(len(missing), device=self.fabric.device))))
@@ -272,11 +282,8 @@ class StageContext:
             behind: tuple[Sequence[int], ToHost] | None = None
             batches = zip(groups, self._masked_batches(groups), strict=True)
             for group, (batch, masks) in self.track(batches, f"labelling ({name})", len(groups)):
-                parts = list(self._parts_to_label(self.predict(batch), masks))
-                found = [
-                    label(probs) if valid is None else labels_of_data(label, probs, valid) for probs, valid in parts
-                ]
-                done, behind = behind, (group, ToHost(found, [len(probs) for probs, _ in parts]))
+                found = self._labelled(batch, masks, label)
+                done, behind = behind, (group, ToHost(*zip(*found, strict=True)))
                 if done:
                     yield done[0], done[1].arrays()
             if behind:
@@ -286,6 +293,25 @@ class StageContext:
         transformed = self._transformed_statistics(self.subset_groups() if many else of)
         with evaluating(self.segmenter), transformed, closing(made()) as labels:
             yield labels
+
+    def _labelled(
+        self, batch: Tensor, masks: Sequence[Tensor | None], label: Label
+    ) -> list[tuple[dict[str, Tensor], int]]:
+        """Labels of parts of a batch, and of how many images each is; of halves, if the memory does not hold it."""
+        try:
+            parts = self._parts_to_label(self.predict(batch), masks)
+            return [
+                (label(probs) if valid is None else labels_of_data(label, probs, valid), len(probs))
+                for probs, valid in parts
+            ]
+        except torch.OutOfMemoryError:
+            if len(batch) == 1 or self.own_statistics:
+                raise
+        # Beyond the except, which holds the tensors that did not fit.
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        first, second = slice(half), slice(half, None)
+        return self._labelled(batch[first], masks[first], label) + self._labelled(batch[second], masks[second], label)
 
     def _parts_to_label(self, probs: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
         """A batch in parts that take little memory.

@@ -16,7 +16,7 @@ from torch import Tensor
 from das3.data.label_store import LabelStore
 from das3.losses import IGNORE_INDEX
 
-__all__ = ["Label", "ToHost", "labels_of_data", "of_each", "writing"]
+__all__ = ["Label", "ToHost", "joined", "labels_of_data", "of_each", "writing"]
 
 Label = Callable[[Tensor], dict[str, Tensor]]
 """Probabilities B×C×H×W float32 → small arrays B×…, or C×H×W of one image → small arrays."""
@@ -72,6 +72,28 @@ def writing(store: LabelStore, writers: int) -> Iterator[Callable[[int, dict[str
         yield write
         while waiting:
             waiting.popleft().result()
+
+
+def joined(groups: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], most_pixels: int) -> list[list[int]]:
+    """Groups of images, those that follow each other as one if they are of one size and no more pixels together.
+
+    Args:
+        groups: indices of images, those of a group of one size.
+        sizes: (height, width) of every image.
+        most_pixels: of groups that are joined.
+    """
+    found: list[list[int]] = []
+    for group in groups:
+        height, width = sizes[group[0]]
+        if (
+            found
+            and sizes[found[-1][0]] == (height, width)
+            and (len(found[-1]) + len(group)) * height * width <= most_pixels
+        ):
+            found[-1].extend(group)
+        else:
+            found.append(list(group))
+    return found
 
 
 def of_each(label: Label) -> Label:
