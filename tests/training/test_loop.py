@@ -20,7 +20,7 @@ from das3.stages.base import parameter_groups
 from das3.stages.options import LoopOptions
 from das3.training.batches import Batches, _packed
 from das3.training.checkpoints import BackgroundWriter, load_checkpoint, save_checkpoint, snapshot_of
-from das3.training.loop import _optimizer, learning_rate, make_fabric, step_seed, train
+from das3.training.loop import _clip_gradients, _optimizer, learning_rate, make_fabric, step_seed, train
 
 
 class Supervised(Stage[StageOptions]):
@@ -206,6 +206,27 @@ def test_seeds_of_steps_differ_and_repeat():
     assert len(set(seeds)) == len(seeds)
     assert step_seed((1, 2), 3) == step_seed((1, 2), 3)
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+@pytest.mark.parametrize("norm", [1e-3, 5.0, 1e6])
+@pytest.mark.parametrize("scaler", [None, object()])
+def test_gradients_are_clipped_as_pytorch_does(norm, scaler):
+    def gradients():
+        network = tiny()
+        for n, parameter in enumerate(network.parameters()):
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(n))
+        next(network.parameters()).grad = None
+        return network
+
+    ours, theirs = gradients(), gradients()
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), norm)
+    fabric, optimizer = make_fabric("cpu", "32"), torch.optim.SGD(ours.parameters())
+    if scaler is not None:
+        fabric._precision.scaler = scaler
+        ours, optimizer = fabric.setup(ours, optimizer)
+    _clip_gradients(fabric, ours, optimizer, LoopOptions(clip=norm))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
 
 
 def test_sgd_and_clipping():
