@@ -21,6 +21,7 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     memory/STAGE/NETWORK        bytes of a step at its peak, on a CPU what autograd keeps, with weights and optimiser
     sample/KIND                 a sample of 512×1024 on one core, its image at hand, beside decoding such a JPEG;
                                 mixed: that two of them are mixed into one
+    decoded/FORM/THREADS        an image file decoded by so many threads at once, beside Pillow; seconds of the clock
     stored/WHAT                 labels of 512×1024 written or read, or their bytes, beside .npz files
     losses/NAME                 the stage's loss from logits, forward and backward, beside cross-entropy
     saved/NAME                  bytes that autograd keeps for it, beside cross-entropy
@@ -45,13 +46,13 @@ from typing import Any
 import torch
 from speed_rows.bench import Bench, write_images
 from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows
-from speed_rows.samples import loss_rows, sample_rows, storage_rows
+from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows
 from speed_rows.steps import memory_rows, step_rows, variant_rows
 
 FOLDER = Path(__file__).with_name("results")
 
 ROWS = (
-    *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, storage_rows, loss_rows),
+    *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
     *(prepare_rows, pass_rows, run_rows, checkpoint_rows),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from das3.data.array_files import read_arrays, write_npz, write_zstd
+from das3.data.decoding import opened, to_rgb
 from das3.data.mixing import class_mix
 from das3.data.open import open_images
 from das3.data.samples import Augmentation, Sample
@@ -85,6 +87,33 @@ def storage_rows(bench: Bench, folder: Path) -> None:
             bench.add(f"stored/{what}", *map(list, zip(*times, strict=True)), unit="ms")
     if bench.wants("stored/bytes"):
         bench.add("stored/bytes", [len(files[0]) / 1e3], [len(files[1]) / 1e3], unit="kb")
+
+
+def decoding_rows(bench: Bench, folder: Path) -> None:
+    """Files decoded as das3 does, beside Pillow, by one thread and by two, which may keep each other waiting."""
+    for form, size in (("jpeg", (512, 1024)), ("png", (1024, 2048))):
+        if not any(bench.wants(f"decoded/{form}/{threads}") for threads in (1, 2)):
+            continue
+        files = folder / f"decoded-{form}"
+        write_images(files, form, size, 8)
+        images = open_images(files)
+
+        def pillow(i: int, images: Any = images) -> Any:
+            with opened(images.paths[i]) as image:
+                return to_rgb(image)
+
+        for threads in (1, 2):
+            with ThreadPoolExecutor(threads) as pool:
+                works = [lambda f=f, pool=pool: list(pool.map(f, range(8))) for f in (images.masked, pillow)]
+                times = [[1e3 / 8 * seconds_of_clock(work) for work in works] for _ in range(9)][1:]
+            if bench.wants(f"decoded/{form}/{threads}"):
+                bench.add(f"decoded/{form}/{threads}", *map(list, zip(*times, strict=True)), unit="ms")
+
+
+def seconds_of_clock(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def loss_rows(bench: Bench, folder: Path) -> None:
