@@ -60,7 +60,7 @@ def valid(rng):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Cells of the grid have no processes of their own."""
-    monkeypatch.setattr(small_benchmark.grid, "_in_process", small_benchmark.run_here)
+    monkeypatch.setattr(small_benchmark.processes, "in_process", small_benchmark.run_here)
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +69,6 @@ def grid(tmp_path_factory):
     root = tmp_path_factory.mktemp("grid")
     suite = small_benchmark.write_suite(root / "world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_benchmark.grid, "_in_process", small_benchmark.run_here)
+        patch.setattr(small_benchmark.processes, "in_process", small_benchmark.run_here)
         rows = small_benchmark.run_grid(suite, root / "out", measure_every=2)
     return suite, root / "out", rows

@@ -8,7 +8,7 @@ import yaml
 from torch import Tensor
 
 import worlds
-from das3.benchmark import grid
+from das3.benchmark import grid, processes
 from das3.benchmark.cell import Cell
 from das3.models import load_segmenter
 
@@ -46,7 +46,7 @@ def run_grid(
 def run_here(cell: Cell, *_: object) -> None:
     """In place of a process for every cell, which takes seconds to start."""
     if cell.rows() is None:
-        grid._attempt(cell)
+        processes.attempt(cell)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from das3.benchmark import demo, grid
+from das3.benchmark import demo, grid, processes
 from das3.benchmark.cell import Cell
 from das3.benchmark.suites import Suite, streets, streets_demo
 from das3.cli import main
@@ -54,7 +54,7 @@ def test_the_demo_changes_nothing_of_das3() -> None:
 
 def test_summary_table_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(demo, "streets_demo", small)
-    monkeypatch.setattr(grid, "_beside", run_before)
+    monkeypatch.setattr(grid, "beside", run_before)
     out = tmp_path / "demo"
     given = ["demo", "--out", str(out), "--quiet"]
     assert main(given) == 0
@@ -91,8 +91,9 @@ def test_an_oracle_that_fails_is_an_error_of_one_line(tmp_path: Path, monkeypatc
         return []
 
     monkeypatch.setattr(demo, "streets_demo", small)
-    monkeypatch.setattr(grid, "_beside", run_before)
+    monkeypatch.setattr(grid, "beside", run_before)
     monkeypatch.setattr(grid, "run_cell", broken)
+    monkeypatch.setattr(processes, "run_cell", broken)
     assert main(["demo", "--out", str(tmp_path), "--quiet"]) == 2
     assert "the oracle could not be trained: ValueError: out of luck" in capsys.readouterr().err
 
@@ -111,9 +112,9 @@ def test_a_cell_beside_ends_with_the_block_or_is_ended(monkeypatch: pytest.Monke
         seen.append("over")
         alive.discard(process)
 
-    monkeypatch.setattr(grid, "_in_process", run)
+    monkeypatch.setattr(processes, "in_process", run)
     started = threading.Event()
-    with grid._beside("cell"):  # type: ignore[arg-type]
+    with processes.beside("cell"):  # type: ignore[arg-type]
         started.wait(60)
         over.set()
     assert seen == ["begun", "over"]
@@ -121,7 +122,7 @@ def test_a_cell_beside_ends_with_the_block_or_is_ended(monkeypatch: pytest.Monke
     over.clear()
 
     def interrupted() -> None:
-        with grid._beside("cell"):  # type: ignore[arg-type]
+        with processes.beside("cell"):  # type: ignore[arg-type]
             started.wait(60)
             raise KeyboardInterrupt
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from das3.benchmark import cell as cell_module
-from das3.benchmark import grid as grid_module
+from das3.benchmark import processes
 from das3.cli import main
 from small_benchmark import run_grid, run_here, weights, write_suite
 
@@ -48,7 +48,7 @@ def test_one_failure_leaves_the_others(grid, tmp_path, in_this_process, monkeypa
     for name in ("tiny-table.md", "tiny-table.tex", "tiny-bars.pdf", "tiny-classes.png", "tiny-curve.png"):
         assert (out / name).stat().st_size > 300, name
     monkeypatch.undo()
-    monkeypatch.setattr(grid_module, "_in_process", run_here)
+    monkeypatch.setattr(processes, "in_process", run_here)
     assert run_grid(suite, out, ["minent"])[-1]["miou"] > 0
     assert not (out / "0/minent.error.txt").exists()
 
@@ -73,7 +73,7 @@ def begun(grid, tmp_path):
 def assert_goes_on(grid, folder, monkeypatch):
     """What was interrupted ends with the weights and rows of what was not."""
     suite, out, rows = grid
-    monkeypatch.setattr(grid_module, "_in_process", run_here)
+    monkeypatch.setattr(processes, "in_process", run_here)
     found = run_grid(suite, folder, ["das3"])
     one, other = (weights(root / "0/das3") for root in (out, folder))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -82,16 +82,16 @@ def assert_goes_on(grid, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_a_cell_that_is_killed_fails_alone_and_goes_on(grid, begun, monkeypatch):
-    log, children = begun / "0/das3/metrics.jsonl", grid_module.multiprocessing.active_children
+    log, children = begun / "0/das3/metrics.jsonl", processes.multiprocessing.active_children
 
     def kill():
         wait_for(log.exists)
         (child,) = children()
         os.kill(child.pid, signal.SIGKILL)
 
-    in_process = grid_module._in_process
+    in_process = processes.in_process
     monkeypatch.setattr(
-        grid_module, "_in_process", lambda c, *more: (in_process if c.kind == "das3" else run_here)(c, *more)
+        processes, "in_process", lambda c, *more: (in_process if c.kind == "das3" else run_here)(c, *more)
     )
     killer = threading.Thread(target=kill)
     killer.start()
