@@ -70,9 +70,10 @@ def passed(folder, monkeypatch, *, images_at_once=3, most=10**9, **given):
 
 
 def as_on_a_gpu(context):
+    fields = ("segmenter", "images", "own_statistics", "crop", "batch_size")
     there = SimpleNamespace(device=torch.device("cuda"))
-    fields = {"segmenter": context.segmenter, "images": context.images, "own_statistics": context.own_statistics}
-    return lambda groups: StageContext._at_once(SimpleNamespace(fabric=there, **fields), groups)
+    on_gpu = SimpleNamespace(fabric=there, **{name: getattr(context, name) for name in fields})
+    return lambda groups: StageContext._at_once(on_gpu, groups)
 
 
 def same(a, b):
@@ -85,10 +86,12 @@ def same(a, b):
 def test_batches_at_once_find_what_each_finds(tmp_path, monkeypatch):
     labels, numbers, one_by_one, also, _ = passed(tmp_path / "1", monkeypatch, images_at_once=1)
     assert one_by_one == also == [2, 2, 2, 1, 2, 2, 2]
-    many, several, shown, also, _ = passed(tmp_path / "5", monkeypatch, images_at_once=5)
+    many, several, shown, also, context = passed(tmp_path / "5", monkeypatch, images_at_once=5)
     assert shown == also == [4, 3, 2, 4]
     same(many, labels)
     same(several, numbers)
+    context.crop = (4, 4)  # training takes little memory
+    assert as_on_a_gpu(context)(context.groups()) == context.groups()
 
 
 def test_halves_of_what_the_memory_does_not_hold(tmp_path, monkeypatch):

@@ -48,8 +48,10 @@ LABELLED_AT_ONCE = 2**27
 step that keeps a copy."""
 
 PREDICTED_AT_ONCE = 3 * 2**26
-"""Probabilities that a GPU predicts at once, if several batches together have no more: with few images a network is
-done before Python has asked for its next layers, which it does in turns with threads that read and write."""
+BATCHES_AT_ONCE = 4
+"""Probabilities that a GPU predicts at once, and pixels in batches of training, if several batches together have no
+more: with few images a network is done before Python has asked for its next layers, which it does in turns with threads
+that read and write. Training keeps what every layer found, so that four times its pixels take less memory."""
 
 _OWN_STREAM = (0, 3, 0)
 """Numbers after (seed, phase): `Samples` has (…, 0 … 2, …) in the middle, the loop's steps have one number alone."""
@@ -260,7 +262,9 @@ class StageContext:
         """Groups that follow each other as one, as many as a GPU may predict at once."""
         if self.fabric.device.type == "cpu" or self.own_statistics:
             return groups
-        return joined(groups, self.images.sizes(), PREDICTED_AT_ONCE // self.segmenter.num_classes)
+        height, width = self.crop
+        most = min(PREDICTED_AT_ONCE // self.segmenter.num_classes, BATCHES_AT_ONCE * self.batch_size * height * width)
+        return joined(groups, self.images.sizes(), most)
 
     def _is_needed(self, missing: Sequence[object]) -> bool:
         """Whether any process has something to do: all of them share out the statistics of transformed images."""
