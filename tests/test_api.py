@@ -1,5 +1,8 @@
 """The Python call."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,8 @@ from torch import nn
 import das3
 import worlds
 from das3.data.open import open_images, open_labelled
+from das3.models.metadata import read_metadata
+from das3.segmenter import Segmenter
 
 QUICK = {"quiet": True, "device": "cpu", **{s: {"steps": 2} for s in ("align", "selftrain", "propagate")}}
 
@@ -45,6 +50,21 @@ def test_images_may_be_a_dataset_and_labels_an_object(world):
     result = das3.adapt(network(), dataset, evaluation=labelled, **options)
     assert 0 <= result.metrics["stages"][-1]["miou"] <= 100
     assert result.pseudo_labels is None
+
+
+def test_names_that_are_no_text(world, tmp_path):
+    """Files of old disks, and half a character in a list of classes: nothing breaks when they are written down."""
+    folder, names = tmp_path / os.fsdecode(b"\xff"), ("half \ud800", "ä", "c")
+    folder.mkdir()
+    for image in sorted((world / "images").iterdir())[:4]:
+        shutil.copy(image, folder / f"{os.fsdecode(image.stem.encode() + bytes([254]))}.png")
+    segmenter = Segmenter(network(), class_names=names)
+    result = das3.adapt(segmenter, folder, out=tmp_path / "run", **{**QUICK, "stages": ["align"]})
+    assert read_metadata(tmp_path / "run/model").class_names == names
+    assert "ä" in (tmp_path / "run/model/das3.json").read_text()
+    assert (tmp_path / "run/report.html").exists()
+    again = das3.adapt(segmenter, folder, out=tmp_path / "run", resume=True, **{**QUICK, "stages": ["align"]})
+    assert again.folder == result.folder
 
 
 def test_a_binary_model_with_one_logit(world):

@@ -377,7 +377,7 @@ def names() -> Iterator[Case]:
         for how in ("predict", "adapt"):
             stages = file(text, lambda: encoded("png"), how)
             made = (lambda p, s=stages: [*s(p), "--report=true"]) if how == "adapt" else stages
-            yield Case("images", f"{how}: name with {name}", made, "works", quick=name == "250 letters")
+            yield Case("images", f"{how}: name with {name}", made, "works", quick=name in ("250 letters", "not UTF-8"))
     two = lambda place: _two(place, "a.png", "a.jpg")
     yield Case("images", "two suffixes", two, "works", check=_count(2))
     yield Case("images", "two suffixes, one broken", lambda p: _two(p, "a.png", "a.jpg", b"x"), words=("a.jpg",))

@@ -83,10 +83,14 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` into `path`, see `writing_atomically`."""
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Put `data` into `path`, see `writing_atomically`.
+
+    Text is written as UTF-8. What is none, such as bytes in the names of files, is written as \\udcff, which JSON reads
+    back.
+    """
     with writing_atomically(path) as file:
-        file.write(data)
+        file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
 
 
 def os_error(error: BaseException) -> OSError | None:

@@ -1,5 +1,6 @@
 """The command line as a user runs it, most of it in this process for speed."""
 
+import io
 import json
 import subprocess
 import sys
@@ -199,3 +200,11 @@ except KeyboardInterrupt:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "stopped\n", done.stderr
     assert done.stderr == ""
+
+
+def test_what_the_terminal_has_no_letter_for_is_printed_all_the_same(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys.modules["das3.cli.main"], "_dispatch", lambda arguments: print("half \ud800, ä, 🦆") or 0)
+    assert main(["evaluate"]) == 0
+    assert written.getvalue() == rb"half \ud800, \xe4, \U0001f986" + b"\n"

@@ -158,7 +158,7 @@ def run_cell(cell: Cell, *, quiet: bool = True) -> list[Row]:
 
 def _write(cell: Cell, rows: list[Row] | None) -> None:
     text = json.dumps({"made_with": cell.made_with, "rows": rows}, indent=1)
-    write_atomically(cell.file, text.encode())
+    write_atomically(cell.file, text)
 
 
 def run_adaptation(cell: Cell, quiet: bool) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> dict[str, Any]
     rows = run_seed(suite, seed, out, quiet=quiet)
     stages = [{"name": r["stage"], **{k: r[k] for k in ("miou", "per_class_iou", "seconds")}} for r in rows]
     summary = {"stages": stages, "gap_closed": rows[-2]["gap_closed"], "seed": seed, "das3": __version__}
-    write_atomically(out / "summary.json", json.dumps(summary, indent=1).encode())
+    write_atomically(out / "summary.json", json.dumps(summary, indent=1))
     _draw(out, suite.source(), suite.test())  # type: ignore[misc]
     before, after = (load_segmenter(out / kind) for kind in ("source", "das3"))
     target: Labelled = suite.target()  # type: ignore[assignment]

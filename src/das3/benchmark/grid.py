@@ -115,7 +115,7 @@ def run_benchmark(
         progress.close()
     rows = [row for cell in cells for row in rows_of(cell)]
     _add_gaps(rows)
-    write_atomically(out / f"{name or chosen.name}.json", json.dumps(rows, indent=1).encode())
+    write_atomically(out / f"{name or chosen.name}.json", json.dumps(rows, indent=1))
     return rows
 
 

@@ -107,7 +107,7 @@ def in_process(cell: Cell, threads: int, alive: set[BaseProcess]) -> None:
     if process.exitcode and not cell.error.exists():
         code = process.exitcode
         why = f"the process was ended by signal {-code}, 9 if memory ran out" if code < 0 else f"exit status {code}"
-        write_atomically(cell.error, f"{why}\n".encode())
+        write_atomically(cell.error, f"{why}\n")
 
 
 def _child(cell: Cell, threads: int) -> None:
@@ -124,7 +124,7 @@ def attempt(cell: Cell) -> None:
         run_cell(cell)
     except Exception as error:
         last = str(error) if isinstance(error, Das3Error) else f"{type(error).__name__}: {error}"
-        write_atomically(cell.error, f"{traceback.format_exc()}\n{' '.join(last.split())}\n".encode())
+        write_atomically(cell.error, f"{traceback.format_exc()}\n{' '.join(last.split())}\n")
 
 
 def _end_with_parent() -> None:

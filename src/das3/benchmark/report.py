@@ -50,4 +50,4 @@ def put_into(page: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{page} lacks the lines {BEGIN} and {END} between which the tables go")
-    write_atomically(page, f"{before}{begin}\n\n{text}\n{end}{after}".encode())
+    write_atomically(page, f"{before}{begin}\n\n{text}\n{end}{after}")

@@ -342,5 +342,5 @@ def write_tables(
         texts = {"md": table.markdown(), "tex": table.latex(), "csv": table.csv(), "json": table.json()}
         for suffix, text in texts.items():
             written.append(Path(folder) / f"{stem}.{suffix}")
-            write_atomically(written[-1], text.encode())
+            write_atomically(written[-1], text)
     return written

@@ -6,6 +6,7 @@ before it is loaded.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if before[signal.SIGINT] is signal.default_int_handler:  # else a shell's job in the background, or a notebook's
             signal.signal(signal.SIGINT, _end_at_once)  # libraries that are being imported make other errors of it
         sys.unraisablehook = _heed_interrupts
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold what a terminal's encoding does not
+            sys.stdout.reconfigure(errors="backslashreplace")
         status = _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout:
             sys.stdout.flush()

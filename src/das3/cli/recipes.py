@@ -44,7 +44,7 @@ def run(given: Namespace) -> None:
     target = Path(given.file or f"{given.name}.yaml")
     if target.exists():
         raise RecipeError(f"{target} exists already; name another file")
-    write_atomically(target, text.encode())
+    write_atomically(target, text)
     print(target)
 
 

@@ -68,7 +68,7 @@ def pack(data: Images | Labelled, folder: Path, size: Size = None) -> bool:
     about: dict[str, Any] = {"mark": mark, "names": images.names, "shapes": shapes}
     if isinstance(data, Labelled):
         about |= {"label_shapes": images.sizes(), "classes": data.class_names, "colors": data.table.colors}
-    write_atomically(index, json.dumps(about).encode())
+    write_atomically(index, json.dumps(about))
     return True
 
 

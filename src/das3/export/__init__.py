@@ -142,7 +142,7 @@ def _write_script(segmenter: Segmenter, kind: Format, output: Output, folder: Pa
     if kind.name != "onnx" or output == "native" or not plain:
         return None
     path = folder / "predict.py"
-    write_atomically(path, PREDICT.format(file=f"model{kind.suffix}").encode())
+    write_atomically(path, PREDICT.format(file=f"model{kind.suffix}"))
     return path
 
 

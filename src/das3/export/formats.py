@@ -70,7 +70,7 @@ class Onnx(Format):
         with _quiet():
             program = torch.onnx.export(_program(network, example, shape), dynamo=True, verbose=False, **names)
             assert program is not None
-            program.model.metadata_props["das3"] = json.dumps(about, ensure_ascii=False)
+            program.model.metadata_props["das3"] = json.dumps(about)
             program.save(path)
 
     def open(self, path: Path) -> Run:
@@ -90,9 +90,7 @@ class TorchExport(Format):
     ) -> None:
         """See `Format`."""
         with _quiet():
-            torch.export.save(
-                _program(network, example, shape), path, extra_files={"das3": json.dumps(about, ensure_ascii=False)}
-            )
+            torch.export.save(_program(network, example, shape), path, extra_files={"das3": json.dumps(about)})
 
     def open(self, path: Path) -> Run:
         """See `Format`."""
@@ -111,7 +109,7 @@ class TorchScript(Format):
         """See `Format`. Tracing can't be told which sizes are open: running the file at others shows it."""
         with _quiet():
             traced = torch.jit.trace(network, (example,), check_trace=False)
-            torch.jit.save(traced, str(path), _extra_files={"das3": json.dumps(about, ensure_ascii=False)})
+            torch.jit.save(traced, str(path), _extra_files={"das3": json.dumps(about)})
 
     def open(self, path: Path) -> Run:
         """See `Format`."""

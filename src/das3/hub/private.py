@@ -43,7 +43,7 @@ def without_paths_in(file: Path) -> bytes:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not JSON ({error}); write the model again") from None
     clean = without_paths(values)
-    return data if clean == values else json.dumps(clean, indent=2, ensure_ascii=False).encode() + b"\n"
+    return data if clean == values else f"{json.dumps(clean, indent=2)}\n".encode()
 
 
 def own_places(run: Path, recipe: Mapping[str, Any]) -> list[str]:

@@ -76,7 +76,7 @@ def stage_run(run: str | Path, repository: str, folder: str | Path, *, license: 
             shutil.copyfile(path, folder / path.name)
     metadata = read_metadata(folder)
     assert metadata is not None
-    write_atomically(folder / "README.md", model_card(found, metadata, repository, license).encode())
+    write_atomically(folder / "README.md", model_card(found, metadata, repository, license))
     refuse_places(folder, own_places(found.folder, found.recipe))
     return sorted(path.name for path in folder.iterdir())
 

@@ -14,6 +14,7 @@ from torch import nn
 from das3 import __version__
 from das3.data.pixels import Pixels
 from das3.errors import ModelError
+from das3.files import write_atomically
 from das3.segmenter import LARGEST_SIDE, Origin, Preprocess, Segmenter
 
 __all__ = ["METADATA_FILE", "ModelMetadata", "read_metadata", "write_metadata"]
@@ -102,7 +103,7 @@ def write_metadata(card: ModelMetadata, folder: Path) -> None:
         text = json.dumps(values, indent=2, ensure_ascii=False)
     except TypeError as error:
         raise ModelError(f"--model-args hold something that JSON can't ({error}); give plain values") from None
-    (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
+    write_atomically(folder / METADATA_FILE, text + "\n")
 
 
 def read_metadata(folder: Path) -> ModelMetadata | None:

@@ -137,7 +137,7 @@ def capture(segmenter: Segmenter, images: Images, folder: Path, *, track: Track 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for n, i in enumerate(track(chosen, "predicting for the report", len(chosen))):
             store.write(n, _arrays(segmenter, *images.masked(i)))
-    write_atomically(folder / "meta.json", json.dumps(asdict(info), ensure_ascii=False, indent=1).encode())
+    write_atomically(folder / "meta.json", json.dumps(asdict(info), ensure_ascii=False, indent=1))
     return Capture(folder)
 
 

@@ -73,7 +73,7 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path) -> Report:
                 f"{side.run.folder} has other classes than {sides[0].run.folder}; runs of one task compare"
             )
     page = render("compare.html.j2", title="das3: runs compared", names=names, **_context(sides, names))
-    write_atomically(Path(out), page.encode("utf-8"))
+    write_atomically(Path(out), page)
     return Report(Path(out))
 
 

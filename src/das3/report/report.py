@@ -83,7 +83,7 @@ def write_report(
     before, after = Capture(folder.incoming), Capture(folder.adapted)
     findings = compare_captures(before, after, folder.pseudo_labels())
     path = Path(out) if out is not None else folder.folder / "report.html"
-    write_atomically(path, report_html(folder, before, after, findings).encode("utf-8"))
+    write_atomically(path, report_html(folder, before, after, findings))
     return Report(path)
 
 

@@ -78,7 +78,7 @@ class Guard:
         """Choose the norm statistics of the incoming model and put it on them; a resumed run chooses as before."""
         file = self.context.folder / "bn_statistics.json"
         self.statistics = choose_bn_statistics(self.context, self.batches)
-        write_atomically(file, json.dumps(describe_statistics(self.statistics), indent=1).encode())
+        write_atomically(file, json.dumps(describe_statistics(self.statistics), indent=1))
         if self.statistics.target_weight:
             weights = {name: value.cpu() for name, value in copy_weights(self.segmenter).items()}
             self._states.append(State("statistics", "statistics", lambda: weights))

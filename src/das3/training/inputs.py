@@ -97,7 +97,7 @@ def check_inputs(file: Path, inputs: Inputs) -> None:
                 "another --out"
             )
     if before != now:
-        write_atomically(file, json.dumps(now, ensure_ascii=False).encode())
+        write_atomically(file, json.dumps(now, ensure_ascii=False))
 
 
 def _read(file: Path) -> dict[str, Any] | None:

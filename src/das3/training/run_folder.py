@@ -98,7 +98,7 @@ class Run:
         remove_leftovers(self.folder)
         if inputs is not None:
             check_inputs(self.folder / "inputs.json", inputs)
-        write_atomically(saved, recipe.to_yaml().encode())
+        write_atomically(saved, recipe.to_yaml())
         self.recipe = recipe
 
     @property
@@ -131,7 +131,7 @@ class Run:
             "seed": self.recipe.seed,
             "das3": __version__,
         }
-        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1).encode())
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
 
@@ -289,14 +289,14 @@ def begin_after(folder: Path, recipe: RunOptions, rows: Sequence[dict[str, Any]]
     """
     count, to = len(rows) - 1, folder / "checkpoints"
     to.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "recipe.yaml", recipe.to_yaml().encode())
+    write_atomically(folder / "recipe.yaml", recipe.to_yaml())
     if donor is not None:
         name = weights_after(count - 1, rows[-1]["name"])
         shutil.copyfile(donor / name, folder / name)
         log = donor / "metrics.jsonl"
         lines = log.read_text().splitlines(keepends=True) if log.exists() else []
         taken = [line for line in lines if _is_before(line, count, 0)]
-        write_atomically(folder / "metrics.jsonl", "".join(taken).encode())
+        write_atomically(folder / "metrics.jsonl", "".join(taken))
     save_checkpoint(to / "last.pt", {"phase": count, "step": 0, "rows": list(rows), "labels": None, "seconds": 0.0})
 
 
@@ -308,7 +308,7 @@ class Log:
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _is_before(line, phase, step)]
-            write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
+            write_atomically(self.path, "".join(f"{line}\n" for line in kept))
         self.loggers = open_loggers(folder, getattr(recipe, "logger", None), recipe.to_dict() if recipe else {})
 
     def add(self, phase: int, stage: str, record: Record, seconds: float, measured: dict[str, float]) -> None:
