@@ -432,7 +432,7 @@ def test_a_search_in_which_everything_helps_ends_when_its_share_of_the_stage_is_
 @pytest.mark.parametrize(("size", "batch_size"), [((16, 16), 8), ((160, 200), 8), ((16, 16), 2)])
 def test_the_search_shows_the_model_a_twentieth_of_what_a_stage_does(size, batch_size, tmp_path):
     context = context_of_gray(tmp_path, 50, size=size, batch_size=batch_size)
-    context.predict(torch.zeros(1, 3, 16, 16))  # the first one is preceded by a look at what the network takes
+    context.logits(torch.zeros(1, 3, 16, 16))  # the first one is preceded by a look at what the network takes
     shown = []
     context.segmenter.model.register_forward_pre_hook(lambda _, given: shown.append(given[0].shape))
     with torch.no_grad():

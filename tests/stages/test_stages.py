@@ -264,9 +264,9 @@ def labeller(tmp_path_factory):
     return made
 
 
-def as_on_a_gpu(context, probs, masks, parts=StageContext._parts_to_label):
+def as_on_a_gpu(context, logits, masks, parts=StageContext._parts_to_label):
     there = SimpleNamespace(fabric=SimpleNamespace(device=torch.device("cuda")))
-    return parts(there, probs, masks)
+    return parts(there, logits, masks)
 
 
 LABELLERS = ("selftrain", "propagate", "cbst", "ld", "pseudo-label", "shot")
@@ -429,7 +429,7 @@ def test_the_spatial_prior_is_the_mean_prediction_by_place(tmp_path):
     context = context_of(tmp_path, network())
     upper = torch.zeros(3, 16, 16)
     upper[0, :8], upper[1, 8:] = 1.0, 1.0
-    context.predict = lambda batch: upper.expand(len(batch), 3, 16, 16)
+    context.logits = lambda batch: upper.log().expand(len(batch), 3, 16, 16)
     spatial_prior, underprediction_ratio = class_priors(context)
     count = len(context.images)
     assert spatial_prior.shape == (3, 8, 8)
@@ -445,7 +445,7 @@ def test_the_underprediction_ratio_is_mean_probability_over_share_of_pixels(tmp_
     probs = torch.zeros(3, 16, 16)
     probs[0] = 1.0
     probs[0, :8], probs[1, :8] = 0.6, 0.4
-    context.predict = lambda batch: probs.expand(len(batch), 3, 16, 16)
+    context.logits = lambda batch: probs.log().expand(len(batch), 3, 16, 16)
     expected = torch.tensor([(0.8 + 1e-3) / (1 + 1e-3), (0.2 + 1e-3) / 1e-3, 1.0])
     torch.testing.assert_close(class_priors(context).underprediction_ratio, expected)
 

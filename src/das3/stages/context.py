@@ -303,11 +303,11 @@ class StageContext:
     ) -> list[tuple[dict[str, Tensor], int]]:
         """Labels of parts of a batch, and of how many images each is; of halves, if the memory does not hold it."""
         try:
-            parts = self._parts_to_label(self.predict(batch), masks)
-            return [
-                (label(probs) if valid is None else labels_of_data(label, probs, valid), len(probs))
-                for probs, valid in parts
-            ]
+            found = []
+            for part, valid in self._parts_to_label(self.logits(batch), masks):
+                probs = part.softmax(dim=1)
+                found.append((label(probs) if valid is None else labels_of_data(label, probs, valid), len(probs)))
+            return found
         except torch.OutOfMemoryError:
             if len(batch) == 1 or self.own_statistics:
                 raise
@@ -317,14 +317,14 @@ class StageContext:
         first, second = slice(half), slice(half, None)
         return self._labelled(batch[first], masks[first], label) + self._labelled(batch[second], masks[second], label)
 
-    def _parts_to_label(self, probs: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
+    def _parts_to_label(self, logits: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
         """A batch in parts that take little memory.
 
         One image each where pixels of some do not count, and on a CPU, whose cache holds one.
         """
         if self.fabric.device.type == "cpu" or any(mask is not None for mask in masks):
-            return zip(probs.split(1), masks, strict=True)
-        return [(part, None) for part in probs.split(max(1, LABELLED_AT_ONCE // probs[0].numel()))]
+            return zip(logits.split(1), masks, strict=True)
+        return [(part, None) for part in logits.split(max(1, LABELLED_AT_ONCE // logits[0].numel()))]
 
     @contextmanager
     def _transformed_statistics(self, groups: Sequence[Sequence[int]]) -> Iterator[None]:
@@ -355,15 +355,15 @@ class StageContext:
                 target_weight=target_weight,
             )
 
-    def predict(self, batch: Tensor) -> Tensor:
-        """Probabilities B×C×H×W float32 of a batch of images."""
+    def logits(self, batch: Tensor) -> Tensor:
+        """Logits B×C×H×W float32 of a batch of images, at their size."""
         parts = []
         for part in self._transformed(batch):
             with self.fabric.autocast():
                 logits: Tensor = self.segmenter(part)
             if logits.shape[-2:] != batch.shape[-2:]:
                 logits = F.interpolate(logits, size=batch.shape[-2:], mode="bilinear", align_corners=False)
-            parts.append(logits.float().softmax(dim=1))
+            parts.append(logits.float())
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _transformed(self, batch: Tensor) -> Sequence[Tensor]:
