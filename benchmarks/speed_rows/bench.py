@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from das3.data.images import Images
 from das3.data.samples import Sample, Samples
+from das3.data.shared_cache import Room
 from das3.data.streets import Streets
 from das3.ema import frozen_copy
 from das3.models import load_segmenter
@@ -215,4 +216,4 @@ def prepared(
 
 def resized(images: Images, recipe: Recipe) -> Images:
     """As a run sees them."""
-    return images.resized(None, cache_bytes=int(recipe.cache_gib * 2**30))
+    return images.resized(None, room=Room(int(recipe.cache_gib * 2**30)))

@@ -121,7 +121,9 @@ class RunOptions(LoopOptions, ImageOptions, ModelOptions):
         device: where to run; "auto" takes a GPU if there is one.
         devices: number of devices to train on, each with a process of its own; torchrun sets it itself.
         precision: floating-point precision; "auto" takes bf16 where the GPU has it, else 32.
-        cache_gib: keep decoded images in memory if they fit into this many GiB.
+        cache_gib: decoded images are kept in memory, the first ones, up to this many GiB.
+        disk_cache_gib: those after them are kept in a file in the run folder, up to this many GiB and half of what is
+            free there; it has no name, and is gone when the run ends.
         eval_images: images to measure mIoU on after each stage; never trained on.
         eval_labels: their labels, a folder with the same file names; not needed for a published data set.
         classes: class table of the labels, a JSON or YAML file.
@@ -136,6 +138,7 @@ class RunOptions(LoopOptions, ImageOptions, ModelOptions):
     devices: int = option(1, low=1, high=1024)
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     cache_gib: float = option(4.0, low=0, high=1_000_000)
+    disk_cache_gib: float = option(16.0, low=0, high=1_000_000)
     eval_images: str | None = None
     eval_labels: str | None = None
     classes: str | None = None

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from das3.data.image_files import read_image
 from das3.data.images import Images, resize_image, resize_label, resized_shape
 from das3.data.open import open_images
+from das3.data.shared_cache import Room
 from das3.errors import DataError
 from data import trees
 
@@ -332,7 +333,7 @@ def test_as_many_resized_images_are_kept_as_fit() -> None:
     needed = 3 * (3 * 5 + 4 * 3)
     for budget, reads in ((needed, 2), (needed - 1, 4), (10, 6), (0, 6)):
         source = Counting()
-        resized = source.resized(3, cache_bytes=budget)
+        resized = source.resized(3, room=Room(budget))
         assert resized.names == ["a", "b"]
         assert resized.sizes() == [(3, 5), (4, 3)]
         source.reads = 0
@@ -344,7 +345,7 @@ def test_as_many_resized_images_are_kept_as_fit() -> None:
 
 def test_workers_are_sent_no_pixels(tmp_path: Path) -> None:
     write(tmp_path / "a.png", np.zeros((300, 300, 3), np.uint8))
-    images = open_images(tmp_path).resized(200, cache_bytes=1 << 20)
+    images = open_images(tmp_path).resized(200, room=Room(1 << 20))
     first = images[0]
     copy = pickle.dumps(images)
     assert len(copy) < 2000
@@ -354,7 +355,7 @@ def test_workers_are_sent_no_pixels(tmp_path: Path) -> None:
 
 def test_processes_share_what_was_decoded() -> None:
     """What a worker process decoded is there for the others, and the memory is not taken for each of them."""
-    resized = Counting().resized(3, cache_bytes=1000)
+    resized = Counting().resized(3, room=Room(1000))
     reader = get_context("fork").Process(target=resized.__getitem__, args=(0,))
     reader.start()
     reader.join()

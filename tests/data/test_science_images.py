@@ -12,6 +12,7 @@ from das3.data.image_files import read_image
 from das3.data.images import Images, resize_image
 from das3.data.open import open_images
 from das3.data.pixels import Pixels, as_rgb8
+from das3.data.shared_cache import Room
 from das3.data.value_ranges import described, find_range, read_rule
 from das3.errors import DataError, RecipeError
 from data import trees
@@ -336,7 +337,7 @@ def test_a_whole_data_set_of_8_bits_is_read_as_ever(tmp_path: Path) -> None:
         Image.fromarray(picture).convert(mode).save(tmp_path / name)
     images = open_images(tmp_path).fitted(3)
     assert images.pixels is None
-    small = images.resized((20, 25), cache_bytes=10**6)
+    small = images.resized((20, 25), room=Room(10**6))
     for i, path in enumerate(images.paths):  # type: ignore[attr-defined]
         with Image.open(path) as file:
             expected = file.convert("RGB")
@@ -351,7 +352,7 @@ def test_resizing_keeps_depth_bands_and_mask(tmp_path: Path) -> None:
     smooth = np.stack([ramp(0, 4095, "uint16")] * 5, axis=2)
     smooth[:32] = 0
     tiff(tmp_path / "a.tif", smooth, photometric="minisblack", planarconfig="contig")
-    images = open_images(tmp_path).fitted(5, nodata=0, pixel_range="0,4095").resized((16, 16), cache_bytes=10**6)
+    images = open_images(tmp_path).fitted(5, nodata=0, pixel_range="0,4095").resized((16, 16), room=Room(10**6))
     image, valid = images.masked(0)
     assert image.shape == (16, 16, 5)
     assert len(np.unique(image[10:])) > 50
@@ -371,7 +372,7 @@ def test_the_cache_counts_bytes_of_deep_images(tmp_path: Path) -> None:
     )
     images = open_images(tmp_path).fitted(5)
     for budget, kept in ((1999, False), (2000, True)):
-        cached = images.resized(None, cache_bytes=budget)
+        cached = images.resized(None, room=Room(budget))
         assert np.shares_memory(cached[0], cached[0]) == kept
         np.testing.assert_array_equal(cached[0], images[0])
 

@@ -20,6 +20,7 @@ from das3.benchmark.methods import method_recipe, total_steps
 from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.data.samples import Maps, Sample, Samples
+from das3.data.shared_cache import Room
 from das3.losses import positive_loss
 from das3.norms import held_running_statistics
 from das3.recipe import Recipe, RunOptions
@@ -196,7 +197,7 @@ def train_advent(
         RecipeError, DataError: before training, if something does not fit.
     """
     source.check(sample=32)
-    source_images = source.images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+    source_images = source.images.resized(segmenter.preprocess.size, room=Room(int(recipe.cache_gib * 2**30)))
     labels = SupervisedLabels(source, source_images.sizes())
     phase = Phase(Advent.name, lambda: Advent(part_of(recipe, AdventOptions), source_images, labels))
     return launch_run(

@@ -40,7 +40,8 @@ _MORE = {
     "images": ("pixel-range", "nodata", "bands", "rgb-bands", "on-bad-image"),
     "training": (
         *("optimizer", "weight-decay", "power", "warmup", "clip", "ema-decay", "accumulate", "crop"),
-        *("checkpoint-activations", "compile", "channels-last", "devices", "workers", "cache-gib"),
+        *("checkpoint-activations", "compile", "channels-last", "devices", "workers"),
+        *("cache-gib", "disk-cache-gib"),
         *("log-every", "checkpoint-every"),
     ),
 }

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from das3.data.class_table import ClassTable
 from das3.data.images import Images, Size, resize_image, resized_shape
 from das3.data.labels import Labelled, evenly_spaced
+from das3.data.shared_cache import Room
 from das3.files import write_atomically
 
 __all__ = ["fingerprint", "open_packed", "pack"]
@@ -118,10 +119,10 @@ class _PackedImages(Images):
         height, width, _ = self.flat.shapes[i]
         return height, width
 
-    def resized(self, size: Size, *, cache_bytes: int = 0) -> Images:
+    def resized(self, size: Size, *, room: Room | None = None) -> Images:
         """Itself where that is its size: the file is cache enough."""
         fits = all(resized_shape(shape, size) == shape for shape in self.sizes())
-        return self if fits else super().resized(size, cache_bytes=cache_bytes)
+        return self if fits else super().resized(size, room=room)
 
 
 class _PackedLabelled(Labelled):

@@ -18,7 +18,7 @@ from PIL import Image
 from das3.data.decoding import is_large
 from das3.data.formats import Form
 from das3.data.pixels import Masked, Pixel, Pixels, choose_bands, seen_form
-from das3.data.shared_cache import SharedCache
+from das3.data.shared_cache import Room, SharedCache
 from das3.data.value_ranges import find_pixels, left_out
 from das3.errors import DataError
 
@@ -140,9 +140,12 @@ class Images(Sequence[Pixel]):
         """Raise DataError if an image can't be opened, before anything long begins."""
         self.sizes()
 
-    def resized(self, size: Size, *, cache_bytes: int = 0) -> Images:
-        """The same images at another size, decoded once and kept in memory, as many as fit into `cache_bytes`."""
-        return _Resized(self, size, cache_bytes)
+    def resized(self, size: Size, *, room: Room | None = None) -> Images:
+        """The same images at another size, decoded once and kept, as many as there is room for."""
+        return _Resized(self, size, room)
+
+    def close(self) -> None:
+        """Give back memory and files of decoded images; they can still be read."""
 
 
 class HowRead(TypedDict, total=False):
@@ -218,13 +221,13 @@ class _Some(Images):
 
 
 class _Resized(Images):
-    """Another size, and the memory of what was decoded, which the processes that load images have in common."""
+    """Another size, and what was decoded, which the processes that load images have in common."""
 
-    def __init__(self, images: Images, size: Size, cache_bytes: int) -> None:
+    def __init__(self, images: Images, size: Size, room: Room | None) -> None:
         super().__init__(images.names)
         self.images, self.target = images, size
         self.pixels, self.is_thread_safe = images.pixels, images.is_thread_safe
-        self.kept = SharedCache(self.sizes(), self.pixel_bytes, cache_bytes) if cache_bytes else None
+        self.kept = SharedCache(self.sizes(), self.pixel_bytes, room) if room else None
 
     def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
         return self.masked(i)[0]
@@ -238,6 +241,11 @@ class _Resized(Images):
             image, valid = self._read(i)
             found = self.kept.put(i, image, valid)
         return found
+
+    def close(self) -> None:
+        """Give back memory and files of decoded images; they can still be read."""
+        if self.kept is not None:
+            self.kept.close()
 
     def _read(self, i: int) -> Masked:
         image, valid = self.images.masked(i)

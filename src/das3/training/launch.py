@@ -16,6 +16,7 @@ from das3.data.bad_images import SkippedImage, describe_skipped
 from das3.data.images import Images
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
+from das3.data.shared_cache import Room
 from das3.distributed import is_first_process, on_first_process
 from das3.errors import ModelError, RecipeError, TrainingError
 from das3.evaluation.evaluate import evaluate
@@ -187,7 +188,8 @@ def launch_run(
             warning = warn_of_preprocess(segmenter, images)
             for line in [*how_read(images), *filter(None, [warning]), *describe_skipped(skipped), *changed]:
                 display.say(line)
-            images = images.resized(segmenter.preprocess.size, cache_bytes=int(recipe.cache_gib * 2**30))
+            images = images.resized(segmenter.preprocess.size, room=_room(recipe, run.folder, fabric.world_size))
+            stack.callback(images.close)
             reporter = RunReporter(run.folder, on=report and is_first_process(), say=display.say, track=display.track)
             reporter.before(segmenter.to(fabric.device), images)
             outcome = run_phases(
@@ -217,6 +219,12 @@ def launch_run(
             for line in in_words(outcome.verdict, outcome.stopped, outcome.rows[0]["miou"], outcome.miou):
                 display.say(line)
         return Result(segmenter.model, segmenter, summary, outcome.pseudo_labels, run.folder)
+
+
+def _room(recipe: RunOptions, folder: Path, count: int) -> Room:
+    """For the decoded images of each of so many processes."""
+    memory, disk = int(recipe.cache_gib * 2**30), int(recipe.disk_cache_gib * 2**30)
+    return Room(memory, disk // count, folder)
 
 
 def _inputs_of(

@@ -61,6 +61,7 @@ NON_RESULT_OPTIONS = frozenset(
         "log_every",
         "checkpoint_every",
         "cache_gib",
+        "disk_cache_gib",
         "report",
         "on_bad_image",
         "measure_every",
