@@ -15,6 +15,7 @@ from das3.data.images import Images
 from das3.data.pixels import Pixels
 from das3.data.shared_cache import Room, SharedCache
 from das3.models import load_segmenter
+from das3.recipe import Recipe
 from das3.training import launch
 
 SIDE, COUNT = 16, 6
@@ -134,10 +135,12 @@ def test_a_full_disk_costs_only_time(tmp_path, monkeypatch):
 
 def test_what_is_written_in_parts_is_whole(tmp_path, monkeypatch):
     write = os.pwrite
-    images = Decoded().resized(None, room=Room(0, 9 * BYTES, tmp_path))
+    source = Decoded()
+    images = source.resized(None, room=Room(0, 9 * BYTES, tmp_path))
     monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:100], at))
     for _ in range(2):
         assert all(np.array_equal(images[i], Decoded()[i]) for i in range(COUNT))
+    assert source.reads == [*range(COUNT)]
 
 
 def test_no_more_than_half_of_the_free_disk(tmp_path, monkeypatch):
@@ -175,3 +178,8 @@ def test_a_run_has_the_room_that_its_options_say(options, room, tmp_path, monkey
     with pytest.raises(AttributeError):  # there is no outcome
         das3.adapt(segmenter, world / "images", out=tmp_path / "run", device="cpu", quiet=True, report=False, **options)
     assert seen[0] == Room(int(room[0] * 2**30), int(room[1] * 2**30), tmp_path / "run")
+
+
+def test_processes_share_the_disk():
+    """Each has a file of its own."""
+    assert launch._room(Recipe(disk_cache_gib=8), None, 4).disk == 2 * 2**30

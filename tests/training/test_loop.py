@@ -229,6 +229,19 @@ def test_gradients_are_clipped_as_pytorch_does(norm, scaler):
         assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
 
 
+@pytest.mark.parametrize(("sharded", "scaler", "by_fabric"), [(True, None, 1), (False, object(), 1), (False, None, 0)])
+def test_lightning_clips_what_is_in_parts_or_scaled(sharded, scaler, by_fabric):
+    calls, weight = [], nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), 100.0)
+    fabric = SimpleNamespace(
+        _precision=SimpleNamespace(scaler=scaler), clip_gradients=lambda *given, **how: calls.append(how)
+    )
+    optimizer = torch.optim.SGD([weight])
+    _clip_gradients(fabric, None, optimizer, SimpleNamespace(clip=1.0, shard_weights=sharded))
+    assert calls == [{"max_norm": 1.0, "error_if_nonfinite": False}] * by_fabric
+    assert (weight.grad.norm() < 2) == (not by_fabric)
+
+
 def test_sgd_and_clipping():
     segmenter = tiny()
     before = {k: v.clone() for k, v in segmenter.state_dict().items()}

@@ -105,8 +105,6 @@ def quick_pixels(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None
         pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(data) if is_jpeg else imagecodecs.png_decode(data)
     except (RuntimeError, ValueError, ImportError):  # damaged, or a codec that is not installed
         return None
-    if pixels.shape[:2] != size:
-        return None
     return np.repeat(pixels.reshape(*size, 1), 3, axis=2) if form.bands == 1 else pixels
 
 
