@@ -22,10 +22,12 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     sample/KIND                 a sample of 512×1024 on one core, its image at hand, beside decoding such a JPEG;
                                 mixed: that two of them are mixed into one
     decoded/FORM/THREADS        an image file decoded by so many threads at once, beside Pillow; seconds of the clock
+    waiting/FORM                how long another thread is kept from running Python by it, beside Pillow
     stored/WHAT                 labels of 512×1024 written or read, or their bytes, beside .npz files
     losses/NAME                 the stage's loss from logits, forward and backward, beside cross-entropy
     saved/NAME                  bytes that autograd keeps for it, beside cross-entropy
     labels/NETWORK/FORM         pass that makes stage 2's labels of whole images, beside inference
+    parts/NETWORK/PART          a label pass by its parts, per image, beside inference
     prepare/STAGE/IMAGES        all that a stage does before its first step, beside its steps
     passes/STAGE/IMAGES         images that the network is shown before the first step, beside the number there are
     run/prepare/500             images that all stages of a run on 500 show before their steps, beside all that the
@@ -45,15 +47,16 @@ from typing import Any
 
 import torch
 from speed_rows.bench import Bench, write_images
+from speed_rows.parts import part_rows
 from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows
-from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows
+from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows, waiting_rows
 from speed_rows.steps import memory_rows, step_rows, variant_rows
 
 FOLDER = Path(__file__).with_name("results")
 
 ROWS = (
     *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
-    *(prepare_rows, pass_rows, run_rows, checkpoint_rows),
+    *(waiting_rows, part_rows, prepare_rows, pass_rows, run_rows, checkpoint_rows),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,55 @@ def decoding_rows(bench: Bench, folder: Path) -> None:
                 times = [[1e3 / 8 * seconds_of_clock(work) for work in works] for _ in range(9)][1:]
             if bench.wants(f"decoded/{form}/{threads}"):
                 bench.add(f"decoded/{form}/{threads}", *map(list, zip(*times, strict=True)), unit="ms")
+
+
+def waiting_rows(bench: Bench, folder: Path) -> None:
+    """Milliseconds per file that another thread of Python is kept from running, das3's decoding beside Pillow's."""
+    for form, size in (("jpeg", (512, 1024)), ("png", (1024, 2048))):
+        if not bench.wants(f"waiting/{form}"):
+            continue
+        files = folder / f"waiting-{form}"
+        write_images(files, form, size, 4)
+        images = open_images(files)
+
+        def pillow(i: int, images: Any = images) -> Any:
+            with opened(images.paths[i]) as image:
+                return to_rgb(image)
+
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)  # this thread runs as soon as it may
+        try:
+            times = [[1e3 * kept_waiting(work) for work in (images.masked, pillow)] for _ in range(8)][1:]
+        finally:
+            sys.setswitchinterval(usual)
+        bench.add(f"waiting/{form}", *map(list, zip(*times, strict=True)), unit="ms")
+
+
+def kept_waiting(work: Callable[[int], Any], seconds: float = 1.0) -> float:
+    """Seconds of waiting per call, by how much less this thread counts while another one works; never quite none."""
+    calls, over = 0, False
+
+    def go_on() -> None:
+        nonlocal calls
+        while not over:
+            work(calls % 4)
+            calls += 1
+
+    before = counted(seconds)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(go_on)
+        beside, done = counted(seconds), calls
+        over = True
+        working.result()
+    alone = (before + counted(seconds)) / 2
+    return max(1e-6, seconds * (1 - beside / alone) / max(1, done))
+
+
+def counted(seconds: float) -> int:
+    count, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        count += 1
+    return count
 
 
 def seconds_of_clock(work: Callable[[], Any]) -> float:

@@ -155,7 +155,7 @@ def _run_unlabelled(options: EvaluateArguments, segmenter: Segmenter, given: Nam
     if options.out:
         out = Path(options.out)
         out = out if out.suffix == ".json" else out / "evaluation.json"
-        write_atomically(out, (json.dumps(result, indent=1) + "\n"))
+        write_atomically(out, json.dumps(result, indent=1) + "\n")
 
 
 def _unlabelled_lines(result: dict[str, Any]) -> list[str]:
@@ -238,7 +238,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
     lines = _lines(result, "–", " *")
     write_atomically(out / "evaluation.json", text)
     note = "\n\\* not in the mean\n" if "mean_over" in result else ""
-    write_atomically(out / "evaluation.md", (markdown_table(heads, lines) + note))
+    write_atomically(out / "evaluation.md", markdown_table(heads, lines) + note)
     latex = latex_table(heads, _lines(result, "--", " *"), rules=[len(lines) - 1])
     write_atomically(out / "evaluation.tex", latex)
     print(out / "evaluation.md")

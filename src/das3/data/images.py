@@ -227,7 +227,7 @@ class _Resized(Images):
         super().__init__(images.names)
         self.images, self.target = images, size
         self.pixels, self.is_thread_safe = images.pixels, images.is_thread_safe
-        self.kept = SharedCache(self.sizes(), self.pixel_bytes, room) if room else None
+        self.kept = SharedCache(self.sizes(), self.pixel_bytes, room) if room is not None else None
 
     def __getitem__(self, i: int) -> Pixel:  # type: ignore[override]
         return self.masked(i)[0]

@@ -1,10 +1,10 @@
 """Plain JPEG and PNG files as Pillow would give them: their form from the first bytes, and their pixels.
 
 Of 100,000 images Pillow takes half a minute to open the JPEG files, and hours to see that no PNG file has its
-orientation after its pixels, for which it decodes them. It takes two to four times as long as imagecodecs to decode a
-file, and keeps all other threads waiting half of that time, among them the one that a GPU waits for. What is out of the
-ordinary is left to Pillow: metadata that may turn the image, transparency, other depths, and damage, so that one place
-says what is wrong.
+orientation after its pixels, for which it decodes them. It takes longer than imagecodecs to decode a file, and keeps
+all other threads waiting for a part of that time, among them the one that a GPU waits for (decision 0033). What is out
+of the ordinary is left to Pillow: metadata that may turn the image, transparency, other depths, and damage, so that one
+place says what is wrong.
 """
 
 from __future__ import annotations

@@ -164,8 +164,7 @@ def _seed(device: torch.device, seed: int) -> None:
 class _Packed:
     """A batch as the bytes of one tensor.
 
-    To hand a tensor from process to process takes the receiving one a millisecond in which no other thread runs Python,
-    so that a GPU waits for it.
+    Each tensor that comes from another process takes Python, which no other thread runs meanwhile, so that a GPU waits.
     """
 
     content: Tensor

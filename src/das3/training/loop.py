@@ -270,7 +270,7 @@ def _clip_gradients(fabric: Fabric, model: nn.Module, optimizer: Any, options: L
     if options.shard_weights or _scales_losses(fabric):
         fabric.clip_gradients(model, optimizer, max_norm=options.clip, error_if_nonfinite=False)
         return
-    # As torch.nn.utils.clip_grad_norm_ without what it does for each tensor, which is 3 % of a short step on a GPU.
+    # As torch.nn.utils.clip_grad_norm_ without what it does for each tensor, which a GPU waits for in short steps.
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if gradients:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
