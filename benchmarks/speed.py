@@ -33,6 +33,9 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     run/prepare/500             images that all stages of a run on 500 show before their steps, beside all that the
                                 run computes, an image that is trained on counting as three that are looked at
     run/guard/500               the same of the choice of statistics and the guard
+    timed/prepare/NETWORK       seconds of the choice of statistics and all that stages do before their steps, beside
+                                those of the whole run
+    timed/guard/NETWORK         the same of all else but steps: opening, the guard, writing
     checkpoint/NETWORK          writing one, beside the steps between two
 """
 
@@ -48,7 +51,7 @@ from typing import Any
 import torch
 from speed_rows.bench import Bench, write_images
 from speed_rows.parts import part_rows
-from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows
+from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows, timed_run_rows
 from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows, waiting_rows
 from speed_rows.steps import memory_rows, step_rows, variant_rows
 
@@ -56,7 +59,7 @@ FOLDER = Path(__file__).with_name("results")
 
 ROWS = (
     *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
-    *(waiting_rows, part_rows, prepare_rows, pass_rows, run_rows, checkpoint_rows),
+    *(waiting_rows, part_rows, prepare_rows, pass_rows, run_rows, timed_run_rows, checkpoint_rows),
 )
 
 

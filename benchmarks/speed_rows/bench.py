@@ -46,6 +46,7 @@ class Setting:
     images: int
     labelled: int  # images of a label pass, so many that its begin and end count for little
     prepared: tuple[int, ...]  # numbers of images that a stage is prepared for
+    run: int  # images of a whole run that is timed
     block: int  # steps between two looks at the clock
     lead: int  # blocks that are not counted after bare steps, in which is used up what was loaded meanwhile
 
@@ -57,6 +58,7 @@ CPU = Setting(
     images=16,
     labelled=16,
     prepared=(50, 200),
+    run=50,
     block=1,
     lead=0,
 )
@@ -67,11 +69,12 @@ GPU = Setting(
         "deeplabv2-b2": ("deeplabv2", 2, (512, 1024)),
         "small": ("small", 8, (512, 512)),
     },
-    blocks={"small": 5, "segformer": 4, "deeplabv2-b2": 3, "deeplabv2-b4": 2},
+    blocks={"small": 5, "segformer": 16, "deeplabv2-b2": 3, "deeplabv2-b4": 2},
     sizes={"jpeg": (512, 1024), "png": (1024, 2048)},
     images=32,
     labelled=256,
     prepared=(500,),
+    run=500,
     block=10,
     lead=2,  # 20 steps: 8 processes are at most 16 batches ahead
 )

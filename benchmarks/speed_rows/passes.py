@@ -24,6 +24,7 @@ from das3.recipe import Recipe
 from das3.registry import find_stage
 from das3.segmenter import Segmenter
 from das3.stages import StageContext
+from das3.training import phases
 from das3.training.checkpoints import save_checkpoint
 from das3.training.loop import train
 from speed_rows.bench import CLASSES, STAGES, BareStep, Bench, network, prepared, resized, upsampled, write_images
@@ -153,6 +154,45 @@ def run_rows(bench: Bench, folder: Path) -> None:
     for what in ("prepare", "guard"):
         if bench.wants(f"run/{what}/{number}"):
             bench.add(f"run/{what}/{number}", [float(shown[what])], [float(total)], unit="images")
+
+
+def timed_run_rows(bench: Bench, folder: Path) -> None:
+    """Whole runs of the default recipe, on images from files."""
+    number = bench.setting.run
+    for title, (kind, batch, crop) in bench.setting.networks.items():
+        if not any(bench.wants(f"timed/{what}/{title}") for what in ("prepare", "guard")):
+            continue
+        images = folder / f"run-{number}"
+        if not images.exists():
+            write_images(images, "jpeg", bench.setting.sizes["jpeg"], number)
+        segmenter, seconds = network(kind), {"prepare": 0.0, "train": 0.0}
+
+        def timed(what: str, function: Any, seconds: dict[str, float] = seconds) -> Any:
+            def run(*given: Any, **named: Any) -> Any:
+                began = bench.clock()
+                try:
+                    return function(*given, **named)
+                finally:
+                    seconds[what] += bench.clock() - began
+
+            return run
+
+        with tempfile.TemporaryDirectory(prefix="das3-speed-") as work, ExitStack() as patches:
+            for stage in map(find_stage, STAGES):
+                patches.enter_context(patch.object(stage, "prepare", timed("prepare", stage.prepare)))
+            chosen = timed("prepare", phases.Guard.choose_statistics)
+            patches.enter_context(patch.object(phases.Guard, "choose_statistics", chosen))
+            patches.enter_context(patch.object(phases, "train", timed("train", phases.train)))
+            # At the usual rates random weights run away, and the guard would end the run.
+            options: dict[str, Any] = {name: {"lr": 1e-6} for name in STAGES}
+            options |= {"batch_size": batch, "crop": crop, "device": bench.fabric.device.type, "report": False}
+            began = bench.clock()
+            das3.adapt(segmenter, images, out=Path(work) / "run", quiet=True, **options)
+            total = bench.clock() - began
+        rest = total - seconds["train"] - seconds["prepare"]
+        for what, spent in {"prepare": seconds["prepare"], "guard": rest}.items():
+            if bench.wants(f"timed/{what}/{title}"):
+                bench.add(f"timed/{what}/{title}", [spent], [total], unit="s")
 
 
 def checkpoint_rows(bench: Bench, folder: Path) -> None:
