@@ -28,6 +28,7 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     saved/NAME                  bytes that autograd keeps for it, beside cross-entropy
     labels/NETWORK/FORM         pass that makes stage 2's labels of whole images, beside inference
     parts/NETWORK/PART          a label pass by its parts, per image, beside inference
+    views/NETWORK               a batch in other colours, as the choice of statistics sees it, beside inference
     prepare/STAGE/IMAGES        all that a stage does before its first step, beside its steps
     passes/STAGE/IMAGES         images that the network is shown before the first step, beside the number there are
     run/prepare/500             images that all stages of a run on 500 show before their steps, beside all that the
@@ -51,7 +52,7 @@ from typing import Any
 import torch
 from speed_rows.bench import Bench, write_images
 from speed_rows.parts import part_rows
-from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows, timed_run_rows
+from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows, timed_run_rows, view_rows
 from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows, waiting_rows
 from speed_rows.steps import memory_rows, step_rows, variant_rows
 
@@ -59,7 +60,7 @@ FOLDER = Path(__file__).with_name("results")
 
 ROWS = (
     *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
-    *(waiting_rows, part_rows, prepare_rows, pass_rows, run_rows, timed_run_rows, checkpoint_rows),
+    *(waiting_rows, part_rows, view_rows, prepare_rows, pass_rows, run_rows, timed_run_rows, checkpoint_rows),
 )
 
 

@@ -13,6 +13,7 @@ from das3.data.streets import Streets
 from das3.recipe import Recipe
 from das3.registry import find_stage
 from das3.segmenter import Segmenter
+from das3.selection.signals import view_predictions
 from das3.stages import StageContext
 from das3.stages.labelling import ToHost
 from das3.training.loop import StepState, make_fabric, train
@@ -186,3 +187,15 @@ def test_a_run_of_every_precision_ends(precision, images, tmp_path):
 def test_a_prediction_is_that_of_a_cpu(images):
     ours, theirs = (das3.predict(segmenter("cpu"), images, device=d, precision="32") for d in ("cuda", "cpu"))
     assert np.mean([np.mean(a == b) for a, b in zip(ours, theirs, strict=True)]) > 0.999
+
+
+@NEEDS_GPU
+def test_what_the_guard_sees_is_what_it_sees_on_a_cpu(images):
+    """Predictions are made smaller in another way there."""
+    small = torch.stack([torch.from_numpy(images[i]).movedim(-1, 0) / 255 for i in range(10)])
+    batches = [nn.functional.interpolate(small, scale_factor=3)]
+    model = segmenter("cpu")
+    expected = view_predictions(model, batches)
+    found = view_predictions(model.cuda(), [batch.cuda() for batch in batches])
+    for view, maps in expected.items():
+        torch.testing.assert_close(found[view], maps, rtol=1e-3, atol=1e-3)

@@ -23,6 +23,7 @@ from das3.models import load_segmenter
 from das3.recipe import Recipe
 from das3.registry import find_stage
 from das3.segmenter import Segmenter
+from das3.selection.signals import COLOR_VIEWS, measure_color_consistency
 from das3.stages import StageContext
 from das3.training import phases
 from das3.training.checkpoints import save_checkpoint
@@ -66,6 +67,27 @@ def repeated(folder: Path, number: int) -> Path:
         if not link.exists():
             link.hardlink_to(files[i % len(files)])
     return repeats
+
+
+def view_rows(bench: Bench, folder: Path) -> None:
+    for title, (kind, batch, _) in bench.setting.networks.items():
+        if not bench.wants(f"views/{title}"):
+            continue
+        segmenter = network(kind).to(bench.fabric.device).eval()
+        images = torch.rand(batch, 3, *bench.setting.sizes["jpeg"], device=bench.fabric.device)
+        shown = segmenter.preprocess(images)
+
+        def ours(segmenter: Segmenter = segmenter, images: Tensor = images) -> None:
+            with bench.fabric.autocast():
+                measure_color_consistency(segmenter, [images])
+
+        @torch.no_grad()
+        def bare(segmenter: Segmenter = segmenter, shown: Tensor = shown) -> None:
+            for _ in range(1 + len(COLOR_VIEWS)):
+                upsampled(bench.fabric, segmenter.model, shown).argmax(dim=1).cpu()
+
+        times = [[1e3 * bench.seconds(work) for work in (ours, bare)] for _ in range(6)][1:]
+        bench.add(f"views/{title}", *map(list, zip(*times, strict=True)), unit="ms")
 
 
 def prepare_rows(bench: Bench, folder: Path) -> None:

@@ -17,9 +17,15 @@ pytestmark = pytest.mark.usefixtures("seeded")
 
 def choose(segmenter, folder, monkeypatch, consistency, count=6):
     """The choice where the model is as consistent as said at each weight of the target's statistics."""
-    told = iter(consistency)
+    target = copy.deepcopy(segmenter)
+    stage_context(target, folder / "target", count=count).reestimate_bn()
+    source, target = (next(batch_norms(s)).running_mean.clone() for s in (segmenter, target))
 
-    monkeypatch.setattr(bn_statistics, "measure_color_consistency", lambda segmenter, batches, rgb: next(told))
+    def told(segmenter, batches, rgb):
+        moved = next(batch_norms(segmenter)).running_mean - source
+        return consistency[round(4 * float((moved / (target - source)).mean()))]
+
+    monkeypatch.setattr(bn_statistics, "measure_color_consistency", told)
     monkeypatch.setattr(bn_statistics, "appearance_shift", lambda source, target: 0.0)
     context = stage_context(segmenter, folder, count=count)
     return choose_bn_statistics(context, sample_batches(context))
@@ -32,6 +38,10 @@ def choose(segmenter, folder, monkeypatch, consistency, count=6):
         ([0.80, 0.81, 0.82, 0.825, 0.825], 0.0),  # hardly better is not better
         ([0.50, 0.55, 0.58, 0.59, 0.60], 1.0),
         ([0.50, 0.55, 0.70, 0.60, 0.55], 0.5),
+        ([0.50, 0.71, 0.70, 0.60, 0.55], 0.25),
+        ([0.50, 0.55, 0.70, 0.71, 0.65], 0.75),
+        ([0.50, 0.55, 0.60, 0.72, 0.71], 0.75),
+        ([0.50, 0.60, 0.60, 0.60, 0.60], 0.25),  # the nearest to the source, where they are equal
     ],
 )
 def test_the_source_s_statistics_stay_unless_others_are_clearly_more_consistent(
@@ -47,6 +57,21 @@ def test_the_source_s_statistics_stay_unless_others_are_clearly_more_consistent(
         torch.testing.assert_close(chosen.running_mean, before.running_mean.lerp(after.running_mean, weight))
         torch.testing.assert_close(chosen.running_var, before.running_var.lerp(after.running_var, weight))
     assert f"{consistency[0]:.3f}" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"), [(0.0, [0, 0.5, 1]), (0.5, [0, 0.25, 0.5, 0.75, 1]), (1.0, [0, 0.5, 0.75, 1])]
+)
+def test_no_pass_is_made_far_from_the_best_weight(best, tried):
+    asked = []
+
+    def consistency_at(weight):
+        asked.append(weight)
+        return 1 - abs(weight - best)
+
+    found = bn_statistics.consistency_by_weight(consistency_at)
+    assert list(found) == sorted(asked) == tried
+    assert found[best] == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from das3.selection.signals import (
@@ -15,6 +18,7 @@ from das3.selection.signals import (
     VIEWS,
     Signals,
     agreement,
+    by_matrices,
     class_shares,
     ensemble_agreement,
     measure_color_consistency,
@@ -140,6 +144,18 @@ def test_views_lie_on_the_image_and_are_no_larger_than_the_grid() -> None:
     assert {tuple(maps[0].shape) for maps in found.values()} == {(1, 2, 100, 128)}
     right = found["smaller"][0][0, 1, :, -10:].mean()
     assert right > 0.9
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(2, 40)),
+    st.tuples(st.integers(1, 40), st.integers(2, 40)),  # PyTorch antialiases wrongly where the result is 1 wide
+    st.integers(0, 9),
+)
+def test_two_matrix_products_resize_as_pytorch_does(before, after, seed):
+    images = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(seed))
+    for antialias in (False, True):
+        expected = F.interpolate(images.double(), size=after, mode="bilinear", antialias=antialias)
+        torch.testing.assert_close(by_matrices(images, after, antialias), expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_signals_are_those_of_all_images_together() -> None:

@@ -185,8 +185,8 @@ class Guard:
         counts = torch.zeros(self.segmenter.num_classes, dtype=torch.float64)
         for images in self.batches:
             with self.context.fabric.autocast():
-                labels = most_likely(self.segmenter(images), 1).flatten().cpu()
-            counts += torch.bincount(labels, minlength=len(counts))
+                labels = most_likely(self.segmenter(images), 1).flatten()
+            counts += torch.bincount(labels, minlength=len(counts)).cpu()
         return counts / counts.sum()
 
     @contextmanager

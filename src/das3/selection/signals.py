@@ -7,8 +7,9 @@ None of them is right always: a model can be sure and wrong, consistent and wron
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +197,6 @@ def _seen(view: str, images: Tensor, rgb: Sequence[int] | None) -> Tensor:
     return changed
 
 
-@torch.no_grad()
 def view_predictions(
     segmenter: nn.Module,
     batches: Sequence[Tensor],
@@ -215,16 +215,55 @@ def view_predictions(
         View, "plain" first → for each batch B×C×h×w float32 on the CPU, of `GRID` pixels on the longer side at most.
     """
     found: dict[str, list[Tensor]] = {"plain": [], **{name: [] for name in views}}
+    for name, probs in _seen_probabilities(segmenter, batches, rgb, list(found)):
+        found[name].append(probs.cpu())
+    return found
+
+
+@torch.no_grad()
+def _seen_probabilities(
+    segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None, views: Sequence[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """As `view_predictions`: view and probabilities on the device, of each view and batch."""
     with evaluating(segmenter):
         for images in batches:
             size = _grid(images.shape[-2:])
-            for name, kept in found.items():
+            for name in views:
                 logits = segmenter(_seen(name, images, rgb)).float()
-                probs = F.interpolate(
-                    logits.softmax(dim=1), size=size, mode="bilinear", antialias=size < logits.shape[-2:]
-                )
-                kept.append((probs.flip(-1) if name == "mirror" else probs).cpu())
-    return found
+                probs = _probabilities(logits, size)
+                yield name, probs.flip(-1) if name == "mirror" else probs
+
+
+def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Probabilities B×C×h×w of logits B×C×H×W at another size, antialiased where that is smaller."""
+    antialias = size < logits.shape[-2:]
+    if logits.is_cuda:
+        # PyTorch's antialiasing on GPUs goes through all images and classes one after the other (its issue 82397).
+        return by_matrices(logits.softmax(dim=1), size, antialias)
+    return torch.cat(  # one image at a time: memory for all of them is asked of the system anew for every batch
+        [F.interpolate(one.softmax(dim=1), size=size, mode="bilinear", antialias=antialias) for one in logits.split(1)]
+    )
+
+
+def by_matrices(images: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """`F.interpolate` with mode "bilinear" as two matrix products, equal up to rounding.
+
+    Args:
+        images: B×C×H×W float32.
+        size: height and width of the result.
+        antialias: as of `F.interpolate`.
+    """
+    rows, columns = (
+        _weights(before, after, antialias, images.device) for before, after in zip(images.shape[-2:], size, strict=True)
+    )
+    return rows @ (images @ columns.T)
+
+
+@lru_cache(maxsize=16)
+def _weights(before: int, after: int, antialias: bool, device: torch.device) -> Tensor:
+    """What each of `before` pixels in a line counts in each of `after`, as after×before."""
+    lines = torch.eye(before).view(1, 1, before, before)
+    return F.interpolate(lines, size=(after, before), mode="bilinear", antialias=antialias)[0, 0].to(device)
 
 
 def _grid(size: Sequence[int]) -> tuple[int, int]:
@@ -241,7 +280,10 @@ def measure_color_consistency(
     Args:
         segmenter, batches, rgb: see `view_predictions`.
     """
-    agreed = _agreements(view_predictions(segmenter, batches, rgb, COLOR_VIEWS))
+    labels: dict[str, list[Tensor]] = {name: [] for name in ("plain", *COLOR_VIEWS)}
+    for name, probs in _seen_probabilities(segmenter, batches, rgb, list(labels)):
+        labels[name].append(most_likely(probs, 1).cpu())
+    agreed = _agreements(labels)
     return sum(miou for _, miou in agreed.values()) / len(agreed)
 
 
@@ -257,7 +299,7 @@ def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequen
 def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
     """The signals of what `view_predictions` found."""
     plain = views["plain"]
-    agreed = _agreements(views)
+    agreed = _agreements({name: [most_likely(probs, 1) for probs in maps] for name, maps in views.items()})
     entropies = torch.cat([entropy_of_probs(probs).mean(dim=(1, 2)) for probs in plain])
     means = torch.cat([probs.mean(dim=(2, 3)) for probs in plain])
     rows = torch.cat([probs.movedim(1, -1).flatten(0, 2) for probs in plain])
@@ -271,11 +313,10 @@ def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
     )
 
 
-def _agreements(views: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[float, float]]:
+def _agreements(labels: Mapping[str, Sequence[Tensor]]) -> dict[str, tuple[float, float]]:
     """`agreement` of the labels of each view with the plain ones."""
-    labels = {name: _joined([most_likely(probs, 1) for probs in maps]) for name, maps in views.items()}
-    plain = labels.pop("plain")
-    return {name: agreement(plain, seen) for name, seen in labels.items()}
+    plain = _joined(labels["plain"])
+    return {name: agreement(plain, _joined(maps)) for name, maps in labels.items() if name != "plain"}
 
 
 def _joined(maps: Sequence[Tensor]) -> Tensor:
