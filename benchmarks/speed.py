@@ -31,9 +31,9 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     views/NETWORK               a batch in other colours, as the choice of statistics sees it, beside inference
     prepare/STAGE/IMAGES        all that a stage does before its first step, beside its steps
     passes/STAGE/IMAGES         images that the network is shown before the first step, beside the number there are
-    run/prepare/500             images that all stages of a run on 500 show before their steps, beside all that the
-                                run computes, an image that is trained on counting as three that are looked at
-    run/guard/500               the same of the choice of statistics and the guard
+    run/prepare/500             images that the choice of statistics and all stages of a run on 500 show before their
+                                steps, beside all of the run, an image that is trained on counting as three
+    run/guard/500               the same of the guard
     timed/prepare/NETWORK       seconds of the choice of statistics and all that stages do before their steps, beside
                                 those of the whole run
     timed/guard/NETWORK         the same of all else but steps: opening, the guard, writing

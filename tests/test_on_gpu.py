@@ -197,5 +197,6 @@ def test_what_the_guard_sees_is_what_it_sees_on_a_cpu(images):
     model = segmenter("cpu")
     expected = view_predictions(model, batches)
     found = view_predictions(model.cuda(), [batch.cuda() for batch in batches])
-    for view, maps in expected.items():
-        torch.testing.assert_close(found[view], maps, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.probs, expected.probs, rtol=1e-3, atol=1e-3)
+    for view, maps in expected.labels.items():
+        assert (found.labels[view][0] == maps[0]).float().mean() > 0.999

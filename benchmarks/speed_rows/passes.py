@@ -171,6 +171,8 @@ def run_rows(bench: Bench, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="das3-speed-") as work, ExitStack() as patches:
         for stage in map(find_stage, STAGES):
             patches.enter_context(patch.object(stage, "prepare", counted(stage.prepare)))
+        chosen = counted(phases.Guard.choose_statistics)
+        patches.enter_context(patch.object(phases.Guard, "choose_statistics", chosen))
         das3.adapt(segmenter, images, out=Path(work) / "run", recipe={"device": "cpu"}, quiet=True, report=False)
     total = 3 * shown["train"] + shown["prepare"] + shown["guard"]
     for what in ("prepare", "guard"):

@@ -17,6 +17,7 @@ from das3.selection.signals import (
     COLOR_VIEWS,
     VIEWS,
     Signals,
+    ViewPredictions,
     agreement,
     by_matrices,
     class_shares,
@@ -140,9 +141,11 @@ def test_a_model_is_consistent_under_what_it_does_not_look_at() -> None:
 def test_views_lie_on_the_image_and_are_no_larger_than_the_grid() -> None:
     images = [torch.rand(1, 3, 200, 256, generator=torch.Generator().manual_seed(7))]
     found = view_predictions(Brightness(half=True), images)
-    assert list(found) == ["plain", *VIEWS]
-    assert {tuple(maps[0].shape) for maps in found.values()} == {(1, 2, 100, 128)}
-    right = found["smaller"][0][0, 1, :, -10:].mean()
+    assert list(found.labels) == ["plain", *VIEWS]
+    assert found.probs[0].shape == (1, 2, 100, 128)
+    assert torch.equal(found.probs[0].argmax(dim=1), found.labels["plain"][0])
+    assert {tuple(maps[0].shape) for maps in found.labels.values()} == {(1, 100, 128)}
+    right = found.labels["smaller"][0][0, :, -10:].float().mean()
     assert right > 0.9
 
 
@@ -155,13 +158,16 @@ def test_two_matrix_products_resize_as_pytorch_does(before, after, seed):
     images = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(seed))
     for antialias in (False, True):
         expected = F.interpolate(images.double(), size=after, mode="bilinear", antialias=antialias)
-        torch.testing.assert_close(by_matrices(images, after, antialias), expected.float(), rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):  # as where signals are measured on a GPU
+            found = by_matrices(images, after, antialias)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_signals_are_those_of_all_images_together() -> None:
-    views = {name: [probs_of(2, 3, 5, 4, seed=s).float() for s in (8, 9)] for name in ("plain", *VIEWS)}
-    found = signals_of(views)
-    p = torch.cat(views["plain"]).double().numpy()
+    probs = [probs_of(2, 3, 5, 4, seed=s).float() for s in (8, 9)]
+    labels = {name: [one.argmax(dim=1) for one in probs] for name in ("plain", *VIEWS)}
+    found = signals_of(ViewPredictions(probs, labels))
+    p = torch.cat(probs).double().numpy()
     entropy = -(p * np.log(p)).sum(axis=1) / np.log(3)
     mean = p.mean(axis=(0, 2, 3))
     assert found.entropy == pytest.approx(entropy.mean(), rel=1e-5)

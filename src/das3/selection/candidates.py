@@ -205,7 +205,7 @@ def measure_candidates(
         segmenter.load_state_dict(state.load())
         found = view_predictions(segmenter, batches, rgb)
         views.append(signals_of(found))
-        plain.append(torch.cat([to_square(probs) for probs in found["plain"]]))
+        plain.append(torch.cat([to_square(probs) for probs in found.probs]))
     anchor = _anchor([state.kind for state in states])
     agreed = ensemble_agreement(plain)
     before = class_shares(plain[anchor])

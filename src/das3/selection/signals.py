@@ -7,7 +7,7 @@ None of them is right always: a model can be sure and wrong, consistent and wron
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +22,9 @@ __all__ = [
     "COLOR_VIEWS",
     "VIEWS",
     "Signals",
+    "ViewPredictions",
     "agreement",
+    "by_matrices",
     "class_shares",
     "ensemble_agreement",
     "measure_color_consistency",
@@ -197,41 +199,45 @@ def _seen(view: str, images: Tensor, rgb: Sequence[int] | None) -> Tensor:
     return changed
 
 
+@dataclass(frozen=True)
+class ViewPredictions:
+    """What a model predicts for images and their views, on the CPU, of `GRID` pixels on the longer side at most.
+
+    Attributes:
+        probs: of each batch of images as they are, B×C×h×w float32.
+        labels: view, "plain" first → of each batch B×h×w int64, turned back onto the image.
+    """
+
+    probs: list[Tensor]
+    labels: dict[str, list[Tensor]]
+
+
+@torch.no_grad()
 def view_predictions(
     segmenter: nn.Module,
     batches: Sequence[Tensor],
     rgb: Sequence[int] | None = None,
     views: Iterable[str] = tuple(VIEWS),
-) -> dict[str, list[Tensor]]:
-    """Probabilities of images and of their `VIEWS`, each turned back onto the image.
+) -> ViewPredictions:
+    """Predictions for images and their `VIEWS`.
 
     Args:
         segmenter: B×3×H×W images in [0, 1] → logits B×C×h×w; run in evaluation mode, each layer's own mode restored.
         batches: of images, each of one size.
         rgb: the bands that are red, green and blue, where there are others as well.
         views: names of those that are wanted.
-
-    Returns:
-        View, "plain" first → for each batch B×C×h×w float32 on the CPU, of `GRID` pixels on the longer side at most.
     """
-    found: dict[str, list[Tensor]] = {"plain": [], **{name: [] for name in views}}
-    for name, probs in _seen_probabilities(segmenter, batches, rgb, list(found)):
-        found[name].append(probs.cpu())
-    return found
-
-
-@torch.no_grad()
-def _seen_probabilities(
-    segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequence[int] | None, views: Sequence[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """As `view_predictions`: view and probabilities on the device, of each view and batch."""
+    found = ViewPredictions([], {"plain": [], **{name: [] for name in views}})
     with evaluating(segmenter):
         for images in batches:
             size = _grid(images.shape[-2:])
-            for name in views:
+            for name, labels in found.labels.items():
                 logits = segmenter(_seen(name, images, rgb)).float()
                 probs = _probabilities(logits, size)
-                yield name, probs.flip(-1) if name == "mirror" else probs
+                if name == "plain":
+                    found.probs.append(probs.cpu())
+                labels.append(most_likely(probs.flip(-1) if name == "mirror" else probs, 1).cpu())
+    return found
 
 
 def _probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -256,7 +262,8 @@ def by_matrices(images: Tensor, size: tuple[int, int], antialias: bool) -> Tenso
     rows, columns = (
         _weights(before, after, antialias, images.device) for before, after in zip(images.shape[-2:], size, strict=True)
     )
-    return rows @ (images @ columns.T)
+    with torch.autocast(images.device.type, enabled=False):  # it would multiply in half precision
+        return rows @ (images @ columns.T)
 
 
 @lru_cache(maxsize=16)
@@ -280,10 +287,7 @@ def measure_color_consistency(
     Args:
         segmenter, batches, rgb: see `view_predictions`.
     """
-    labels: dict[str, list[Tensor]] = {name: [] for name in ("plain", *COLOR_VIEWS)}
-    for name, probs in _seen_probabilities(segmenter, batches, rgb, list(labels)):
-        labels[name].append(most_likely(probs, 1).cpu())
-    agreed = _agreements(labels)
+    agreed = _agreements(view_predictions(segmenter, batches, rgb, COLOR_VIEWS).labels)
     return sum(miou for _, miou in agreed.values()) / len(agreed)
 
 
@@ -296,10 +300,10 @@ def measure_signals(segmenter: nn.Module, batches: Sequence[Tensor], rgb: Sequen
     return signals_of(view_predictions(segmenter, batches, rgb))
 
 
-def signals_of(views: Mapping[str, Sequence[Tensor]]) -> Signals:
+def signals_of(found: ViewPredictions) -> Signals:
     """The signals of what `view_predictions` found."""
-    plain = views["plain"]
-    agreed = _agreements({name: [most_likely(probs, 1) for probs in maps] for name, maps in views.items()})
+    plain = found.probs
+    agreed = _agreements(found.labels)
     entropies = torch.cat([entropy_of_probs(probs).mean(dim=(1, 2)) for probs in plain])
     means = torch.cat([probs.mean(dim=(2, 3)) for probs in plain])
     rows = torch.cat([probs.movedim(1, -1).flatten(0, 2) for probs in plain])

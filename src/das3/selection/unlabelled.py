@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from das3.data.images import Images
 from das3.errors import ModelError
@@ -16,6 +15,7 @@ from das3.segmenter import Segmenter
 from das3.selection.bn_statistics import MAX_IMAGES_FOR_SIGNALS, sample_batches
 from das3.selection.candidates import to_square
 from das3.selection.signals import (
+    ViewPredictions,
     agreement,
     class_shares,
     ensemble_agreement,
@@ -69,7 +69,7 @@ def measure_unlabelled(
     if reference is None:
         return result
     other = _views(fabric, reference, images, most)
-    plain, before = (torch.cat([to_square(probs) for probs in views["plain"]]) for views in (found, other))
+    plain, before = (torch.cat([to_square(probs) for probs in views.probs]) for views in (found, other))
     labels, known = most_likely(plain, 1), most_likely(before, 1)
     ensemble = ensemble_agreement([plain, before])
     result["reference"] = {
@@ -82,17 +82,17 @@ def measure_unlabelled(
     return result
 
 
-def _views(fabric: Fabric, segmenter: Segmenter, images: Images, most: int) -> dict[str, list[Tensor]]:
+def _views(fabric: Fabric, segmenter: Segmenter, images: Images, most: int) -> ViewPredictions:
     segmenter.to(fabric.device)
     context = StageContext(fabric, segmenter, images.resized(segmenter.preprocess.size), Path(), (0,), (1, 1))
     with fabric.autocast():
         return view_predictions(segmenter, sample_batches(context, most), context.rgb)
 
 
-def _described(segmenter: Segmenter, views: dict[str, list[Tensor]]) -> dict[str, Any]:
+def _described(segmenter: Segmenter, views: ViewPredictions) -> dict[str, Any]:
     signals = signals_of(views)
     return asdict(signals) | {
-        "images": sum(len(probs) for probs in views["plain"]),
+        "images": sum(len(probs) for probs in views.probs),
         "consistency_mean": signals.mean_consistency,
         "shares": dict(zip(segmenter.class_names, signals.shares, strict=True)),
     }
