@@ -19,6 +19,8 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     channels_last/NETWORK       a bare step in that memory format beside the usual one
     compile/NETWORK             a bare step through torch.compile, once it is compiled, beside the usual one
     memory/STAGE/NETWORK        bytes of a step at its peak, on a CPU what autograd keeps, with weights and optimiser
+    heap/NETWORK/SIZE           a supervised step in a process that keeps what it frees (das3.heap), beside a usual one
+    heap-memory/NETWORK/SIZE    the most memory of the two processes
     sample/KIND                 a sample of 512×1024 on one core, its image at hand, beside decoding such a JPEG;
                                 mixed: that two of them are mixed into one
     decoded/FORM/THREADS        an image file decoded by so many threads at once, beside Pillow; seconds of the clock
@@ -51,6 +53,7 @@ from typing import Any
 
 import torch
 from speed_rows.bench import Bench, write_images
+from speed_rows.heap import heap_rows
 from speed_rows.parts import part_rows
 from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows, timed_run_rows, view_rows
 from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows, waiting_rows
@@ -59,7 +62,7 @@ from speed_rows.steps import memory_rows, step_rows, variant_rows
 FOLDER = Path(__file__).with_name("results")
 
 ROWS = (
-    *(label_rows, step_rows, memory_rows, variant_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
+    *(label_rows, step_rows, memory_rows, variant_rows, heap_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
     *(waiting_rows, part_rows, view_rows, prepare_rows, pass_rows, run_rows, timed_run_rows, checkpoint_rows),
 )
 

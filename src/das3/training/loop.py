@@ -21,6 +21,7 @@ from das3.data.samples import Samples
 from das3.distributed import average_gradients, process_rank
 from das3.ema import ExponentialMovingAverage
 from das3.errors import DivergedError, ModelError, RecipeError, Terminated, TrainingError
+from das3.heap import keep_freed_memory
 from das3.norms import set_norm_mode
 from das3.segmenter import Segmenter
 from das3.stages.base import Stage, parameter_groups
@@ -58,7 +59,7 @@ class Record:
 
 
 def make_fabric(device: str = "auto", precision: str = "auto", devices: int | str = 1) -> Fabric:
-    """Fabric for a device and a precision.
+    """Fabric for a device and a precision. On a CPU the process keeps memory that it frees, see `das3.heap`.
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
@@ -78,6 +79,8 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int | st
     if not available.get(device):
         there = ", ".join(d for d, ok in available.items() if ok)
         raise RecipeError(f"device {device!r} is not available here; choose auto or one of: {there}")
+    if device == "cpu":
+        keep_freed_memory()
     names = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
     if precision == "auto":
         precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
