@@ -4,8 +4,9 @@
     python benchmarks/speed.py --only step/align    # rows whose name begins so, --only again for more; others stay
     python benchmarks/speed.py --check              # print only
 
-Both sides of a ratio take turns in one process, a few steps each, so that what else the machine does falls on both. On
-a GPU the seconds of the clock are counted, on a CPU those of one thread of this process.
+Both sides of a ratio take turns, a few steps each, so that what else the machine does falls on both. On a GPU the
+seconds of the clock are counted, on a CPU those of one thread; bare steps on a CPU have a process of their own, as das3
+changes how its process asks for memory (das3.heap).
 
 What is bare: a supervised step of the network, its inputs on the device (forward, upsampling to the image,
 cross-entropy, backward, AdamW); inference is forward, upsampling and argmax. What is measured of das3: the real loop,

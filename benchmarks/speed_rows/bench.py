@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -173,6 +176,31 @@ class BareStep:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+
+class OtherProcess:
+    """Bare steps of a process of its own, which asks for memory as any process does: das3's keeps what it frees."""
+
+    def __init__(self, kind: str, batch: int, crop: tuple[int, int]) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, others = spawn.Pipe()
+        with patch.dict(os.environ, {"GLIBC_TUNABLES": ""}):  # set by the user, so it stays: see das3.heap
+            self.process = spawn.Process(target=_steps, args=(others, kind, batch, crop), daemon=True)
+            self.process.start()
+
+    def seconds(self, steps: int) -> float:
+        """Of the child's processor."""
+        self.pipe.send(steps)
+        return float(self.pipe.recv())
+
+
+def _steps(pipe: Any, kind: str, batch: int, crop: tuple[int, int]) -> None:
+    torch.set_num_threads(1)
+    bench = Bench("cpu", [], lambda row: None)
+    bare = BareStep(bench, network(kind), batch, crop)
+    with suppress(EOFError):  # the other end is gone
+        while steps := pipe.recv():
+            pipe.send(bench.seconds(lambda steps=steps: [bare() for _ in range(steps)]))
 
 
 class ReleasedStep(BareStep):

@@ -16,7 +16,7 @@ from das3.recipe import Recipe
 from das3.segmenter import Segmenter
 from das3.training.cost_estimate import _fixed_bytes, _Saved
 from das3.training.loop import train
-from speed_rows.bench import STAGES, BareStep, Bench, Ready, ReleasedStep, network, prepared, resized
+from speed_rows.bench import STAGES, BareStep, Bench, OtherProcess, Ready, ReleasedStep, network, prepared, resized
 
 FORMS = ("ready", "jpeg", "png")
 
@@ -27,7 +27,8 @@ class Turns:
     The first block warms up, and starts the processes that load images.
     """
 
-    def __init__(self, bench: Bench, bare: BareStep) -> None:
+    def __init__(self, bench: Bench, bare: Callable[[int], float]) -> None:
+        """`bare`: steps → seconds."""
         self.bench, self.bare = bench, bare
         self.ours: list[float] = []
         self.theirs: list[float] = []
@@ -40,7 +41,7 @@ class Turns:
             self.to_skip -= 1
         else:
             self.ours.append(1e3 * (now - self.since) / block)
-            self.theirs.append(1e3 * self.bench.seconds(lambda: [self.bare() for _ in range(block)]) / block)
+            self.theirs.append(1e3 * self.bare(block) / block)
             self.to_skip = self.bench.setting.lead
         self.since = self.bench.clock()
 
@@ -56,12 +57,27 @@ def step_rows(bench: Bench, folder: Path) -> None:
         for name in wanted:
             form = name.split("/")[-1]
             images = open_images(folder / ("jpeg" if form == "ready" else form))
-            other = (ReleasedStep if name.startswith("released") else BareStep)(bench, segmenter, batch, crop)
+            other = bare_steps(bench, name, kind, segmenter, batch, crop)
             step_row(bench, name, segmenter, resized(images, Recipe()), other, batch, crop)
 
 
+def bare_steps(
+    bench: Bench, name: str, kind: str, segmenter: Segmenter, batch: int, crop: tuple[int, int]
+) -> Callable[[int], float]:
+    if not bench.on_gpu and not name.startswith("released"):
+        return OtherProcess(kind, batch, crop).seconds
+    step = (ReleasedStep if name.startswith("released") else BareStep)(bench, segmenter, batch, crop)
+    return lambda steps: bench.seconds(lambda: [step() for _ in range(steps)])
+
+
 def step_row(
-    bench: Bench, name: str, segmenter: Segmenter, images: Images, bare: BareStep, batch: int, crop: tuple[int, int]
+    bench: Bench,
+    name: str,
+    segmenter: Segmenter,
+    images: Images,
+    bare: Callable[[int], float],
+    batch: int,
+    crop: tuple[int, int],
 ) -> None:
     setting, (_, kind, title, form) = bench.setting, name.split("/")
     # The search for a transform has a row of its own, and what it finds for random weights is chance.
@@ -73,7 +89,7 @@ def step_row(
         if form == "ready":
             samples = Ready(samples, batch)
         recipe = replace(Recipe(), batch_size=batch, log_every=setting.block)
-        bare()
+        bare(1)
         turns = Turns(bench, bare)
         train(bench.fabric, segmenter, stage, samples, recipe, seed=context.seed, report=turns)
     bench.add(name, turns.ours, turns.theirs, default=form != "ready", unit="ms")
