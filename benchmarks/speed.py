@@ -20,8 +20,9 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     channels_last/NETWORK       a bare step in that memory format beside the usual one
     compile/NETWORK             a bare step through torch.compile, once it is compiled, beside the usual one
     memory/STAGE/NETWORK        bytes of a step at its peak, on a CPU what autograd keeps, with weights and optimiser
-    heap/NETWORK/SIZE           a supervised step in a process that keeps what it frees (das3.heap), beside a usual one
-    heap-memory/NETWORK/SIZE    the most memory of the two processes
+    heap/WORK/SIZE              a step, or predictions and their entropy, of the small network in a process that keeps
+                                what it frees (das3.heap), beside a usual one
+    heap-memory/WORK/SIZE       the most memory of the two processes
     sample/KIND                 a sample of 512×1024 on one core, its image at hand, beside decoding such a JPEG;
                                 mixed: that two of them are mixed into one
     decoded/FORM/THREADS        an image file decoded by so many threads at once, beside Pillow; seconds of the clock

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 __all__ = ["keep_freed_memory"]
 
-KEPT_BYTES = 2**30
+KEPT_BYTES = 2**29
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's malloc.h."""
 _OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
