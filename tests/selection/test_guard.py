@@ -12,8 +12,9 @@ from das3.errors import DivergedError
 from das3.models import load_segmenter
 from das3.norms import running_statistics
 from das3.selection.candidates import choose
+from das3.selection.guard import Guard, StageStopped
 from das3.stages.align import Align
-from worlds import COLORS, write_world
+from worlds import COLORS, network, stage_context, write_world
 
 OPTIONS = {"device": "cpu", "batch_size": 4, "report": False}
 
@@ -85,6 +86,22 @@ def test_a_loss_that_is_not_finite_ends_the_stage_and_not_the_run(world, tmp_pat
     assert result.metrics["verdict"]["chosen"] in ("incoming", "statistics")
     with pytest.raises(DivergedError):
         adapt(world, tmp_path / "off", stages=["minent"], guard="off")
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_weights_that_give_most_pixels_to_one_class_have_collapsed(taken, tmp_path):
+    """Whichever class it is, and whichever it was before."""
+    segmenter = network(nn.Conv2d(3, 3, 1))
+    other = (taken + 1) % 3
+    with torch.no_grad():
+        segmenter.model[0].weight.zero_()
+        segmenter.model[0].bias.copy_(torch.eye(3)[other])
+    guard = Guard("stop", segmenter, stage_context(segmenter, tmp_path), load=dict)
+    weights = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    guard.check(weights)
+    next(value for name, value in weights.items() if name.endswith("bias")).copy_(torch.eye(3)[taken])
+    with pytest.raises(StageStopped, match="100%"):
+        guard.check(weights)
 
 
 def test_off_hands_back_what_the_last_stage_left_and_stop_does_not_choose(world, tmp_path):

@@ -149,6 +149,17 @@ def test_views_lie_on_the_image_and_are_no_larger_than_the_grid() -> None:
     assert right > 0.9
 
 
+def test_what_is_finer_than_the_grid_is_averaged() -> None:
+    stripes = torch.zeros(2, 3, 64, 512)
+    stripes[..., ::4] = 1
+    model = Brightness().eval()
+    found = view_predictions(model, [stripes])
+    bright, dark = (model(torch.full((1, 3, 1, 1), float(v))).softmax(dim=1)[0, 1, 0, 0] for v in (1, 0))
+    torch.testing.assert_close(
+        found.probs[0][:, 1, 2:-2, 2:-2], torch.full((2, 12, 124), float(bright + 3 * dark) / 4), rtol=0, atol=0.02
+    )
+
+
 @given(
     st.tuples(st.integers(1, 40), st.integers(2, 40)),
     st.tuples(st.integers(1, 40), st.integers(2, 40)),  # PyTorch antialiases wrongly where the result is 1 wide
