@@ -21,10 +21,8 @@ from speed_rows.bench import CLASSES, Bench, network
 
 SIZES = {"128x192": (8, (128, 192)), "512x1024": (4, (512, 1024))}
 """Batch and size of the images."""
-STEPS, PROCESSES = 8, 3
-
-
 WORKS = ("step", "predictions")
+STEPS, PROCESSES = 8, 3
 
 
 def heap_rows(bench: Bench, folder: Path) -> None:

@@ -30,6 +30,9 @@ from das3.training.checkpoints import save_checkpoint
 from das3.training.loop import train
 from speed_rows.bench import CLASSES, STAGES, BareStep, Bench, network, prepared, resized, upsampled, write_images
 
+PREPARATION = (*((find_stage(name), "prepare") for name in STAGES), (phases.Guard, "choose_statistics"))
+"""Classes and their methods: all that is done before the steps of a stage."""
+
 
 def label_rows(bench: Bench, folder: Path) -> None:
     setting = bench.setting
@@ -169,10 +172,8 @@ def run_rows(bench: Bench, folder: Path) -> None:
 
     segmenter.model.register_forward_hook(count_images)
     with tempfile.TemporaryDirectory(prefix="das3-speed-") as work, ExitStack() as patches:
-        for stage in map(find_stage, STAGES):
-            patches.enter_context(patch.object(stage, "prepare", counted(stage.prepare)))
-        chosen = counted(phases.Guard.choose_statistics)
-        patches.enter_context(patch.object(phases.Guard, "choose_statistics", chosen))
+        for owner, name in PREPARATION:
+            patches.enter_context(patch.object(owner, name, counted(getattr(owner, name))))
         das3.adapt(segmenter, images, out=Path(work) / "run", recipe={"device": "cpu"}, quiet=True, report=False)
     total = 3 * shown["train"] + shown["prepare"] + shown["guard"]
     for what in ("prepare", "guard"):
@@ -202,10 +203,8 @@ def timed_run_rows(bench: Bench, folder: Path) -> None:
             return run
 
         with tempfile.TemporaryDirectory(prefix="das3-speed-") as work, ExitStack() as patches:
-            for stage in map(find_stage, STAGES):
-                patches.enter_context(patch.object(stage, "prepare", timed("prepare", stage.prepare)))
-            chosen = timed("prepare", phases.Guard.choose_statistics)
-            patches.enter_context(patch.object(phases.Guard, "choose_statistics", chosen))
+            for owner, name in PREPARATION:
+                patches.enter_context(patch.object(owner, name, timed("prepare", getattr(owner, name))))
             patches.enter_context(patch.object(phases, "train", timed("train", phases.train)))
             # At the usual rates random weights run away, and the guard would end the run.
             options: dict[str, Any] = {name: {"lr": 1e-6} for name in STAGES}

@@ -90,6 +90,11 @@ def storage_rows(bench: Bench, folder: Path) -> None:
         bench.add("stored/bytes", [len(files[0]) / 1e3], [len(files[1]) / 1e3], unit="kb")
 
 
+def by_pillow(images: Any, i: int) -> Any:
+    with opened(images.paths[i]) as image:
+        return to_rgb(image)
+
+
 def decoding_rows(bench: Bench, folder: Path) -> None:
     """Files decoded as das3 does, beside Pillow, by one thread and by two, which may keep each other waiting."""
     for form, size in (("jpeg", (512, 1024)), ("png", (1024, 2048))):
@@ -99,13 +104,12 @@ def decoding_rows(bench: Bench, folder: Path) -> None:
         write_images(files, form, size, 8)
         images = open_images(files)
 
-        def pillow(i: int, images: Any = images) -> Any:
-            with opened(images.paths[i]) as image:
-                return to_rgb(image)
-
         for threads in (1, 2):
             with ThreadPoolExecutor(threads) as pool:
-                works = [lambda f=f, pool=pool: list(pool.map(f, range(8))) for f in (images.masked, pillow)]
+                works = [
+                    lambda f=f, pool=pool: list(pool.map(f, range(8)))
+                    for f in (images.masked, partial(by_pillow, images))
+                ]
                 times = [[1e3 / 8 * seconds_of_clock(work) for work in works] for _ in range(9)][1:]
             if bench.wants(f"decoded/{form}/{threads}"):
                 bench.add(f"decoded/{form}/{threads}", *map(list, zip(*times, strict=True)), unit="ms")
@@ -120,14 +124,12 @@ def waiting_rows(bench: Bench, folder: Path) -> None:
         write_images(files, form, size, 4)
         images = open_images(files)
 
-        def pillow(i: int, images: Any = images) -> Any:
-            with opened(images.paths[i]) as image:
-                return to_rgb(image)
-
         usual = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)  # this thread runs as soon as it may
         try:
-            times = [[1e3 * kept_waiting(work) for work in (images.masked, pillow)] for _ in range(8)][1:]
+            times = [
+                [1e3 * kept_waiting(work) for work in (images.masked, partial(by_pillow, images))] for _ in range(8)
+            ][1:]
         finally:
             sys.setswitchinterval(usual)
         bench.add(f"waiting/{form}", *map(list, zip(*times, strict=True)), unit="ms")
