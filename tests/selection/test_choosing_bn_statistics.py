@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from das3.data.open import open_images
 from das3.norms import NormStatistics, batch_norms
 from das3.selection import bn_statistics
 from das3.selection.bn_statistics import appearance_shift, best_weight, choose_bn_statistics, sample_batches
@@ -155,7 +156,15 @@ def test_a_frozen_network_of_inference_is_not_taken_for_frozen_layers(tmp_path):
 
 
 def test_samples_are_evenly_spread_and_the_same_again(tmp_path):
-    context = stage_context(pointwise_network(), tmp_path, count=9)
-    one, other = (sample_batches(context, images=3) for _ in range(2))
-    assert sum(map(len, one)) == 3
+    context = stage_context(pointwise_network(), tmp_path, count=12)
+    one, other = (sample_batches(context, images=4) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert torch.equal(torch.cat(one), torch.cat(list(context.batches([[0], [3], [6], [9]]))))
+
+
+@pytest.mark.parametrize("sizes", [[(8, 8)] * 48, [(8, 8), (8, 6)] * 24])
+def test_samples_far_apart_come_in_whole_batches(sizes, tmp_path):
+    # One by one, candidates of a GPU took three times as long: it had nearly nothing to do.
+    context = stage_context(pointwise_network(), tmp_path)
+    context.images, context.batch_size = open_images([np.zeros((*size, 3), np.uint8) for size in sizes]), 4
+    assert [len(batch) for batch in sample_batches(context, images=16)] == [4, 4, 4, 4]

@@ -56,10 +56,10 @@ class StatisticsChoice:
 
 
 def sample_batches(context: StageContext, images: int = MAX_IMAGES_FOR_SIGNALS) -> list[Tensor]:
-    """Some target images, evenly spread, as B×3×H×W batches on the device; always the same ones."""
-    wanted = max(1, -(-len(context.images) // images))
-    chosen = [[i for i in group if i % wanted == 0] for group in context.groups()]
-    return list(context.batches([group for group in chosen if group]))
+    """Some target images, evenly spread, as B×3×H×W batches on the device, a size at a time; always the same ones."""
+    sizes = context.images.sizes()
+    chosen = range(0, len(sizes), max(1, -(-len(sizes) // images)))
+    return list(context.batches(context.groups_of(sorted(chosen, key=lambda i: sizes[i]))))
 
 
 @torch.no_grad()
