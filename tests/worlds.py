@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from das3.data.open import open_images
 from das3.segmenter import Segmenter
@@ -50,6 +51,17 @@ def stage_context(segmenter: Segmenter, folder: Path, count: int = 3, size: tupl
     """A stage's context with images of noise."""
     images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(count)]
     return StageContext(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
+
+
+def memory_for_one_image(module: nn.Module) -> nn.Module:
+    """The module, but of several images at once it says that they do not fit into the memory."""
+
+    def check(_: nn.Module, given: tuple[Tensor]) -> None:
+        if len(given[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module.register_forward_pre_hook(check)
+    return module
 
 
 def dark_corners(size: int) -> np.ndarray:

@@ -168,3 +168,5 @@ def test_samples_far_apart_come_in_whole_batches(sizes, tmp_path):
     context = stage_context(pointwise_network(), tmp_path)
     context.images, context.batch_size = open_images([np.zeros((*size, 3), np.uint8) for size in sizes]), 4
     assert [len(batch) for batch in sample_batches(context, images=16)] == [4, 4, 4, 4]
+    context.at_once = lambda groups: [[*groups[0], *groups[1]], *groups[2:]]  # as on a GPU
+    assert [len(batch) for batch in sample_batches(context, images=16)] == [8, 4, 4]

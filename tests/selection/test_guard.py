@@ -14,7 +14,7 @@ from das3.norms import running_statistics
 from das3.selection.candidates import choose
 from das3.selection.guard import Guard, StageStopped
 from das3.stages.align import Align
-from worlds import COLORS, network, stage_context, write_world
+from worlds import COLORS, memory_for_one_image, network, stage_context, write_world
 
 OPTIONS = {"device": "cpu", "batch_size": 4, "report": False}
 
@@ -100,6 +100,7 @@ def test_weights_that_give_most_pixels_to_one_class_have_collapsed(taken, tmp_pa
     weights = {name: value.clone() for name, value in segmenter.state_dict().items()}
     guard.check(weights)
     next(value for name, value in weights.items() if name.endswith("bias")).copy_(torch.eye(3)[taken])
+    memory_for_one_image(segmenter.model)  # of the batches of two
     with pytest.raises(StageStopped, match="100%"):
         guard.check(weights)
 

@@ -30,6 +30,7 @@ from das3.selection.signals import (
     sure_agreement,
     view_predictions,
 )
+from worlds import memory_for_one_image
 
 
 def probs_of(*shape: int, seed: int = 0, sharp: float = 2.0) -> Tensor:
@@ -147,6 +148,15 @@ def test_views_lie_on_the_image_and_are_no_larger_than_the_grid() -> None:
     assert {tuple(maps[0].shape) for maps in found.labels.values()} == {(1, 100, 128)}
     right = found.labels["smaller"][0][0, :, -10:].float().mean()
     assert right > 0.9
+
+
+def test_batches_that_do_not_fit_into_the_memory_are_predicted_in_parts() -> None:
+    images = [torch.rand(n, 3, 16, 20, generator=torch.Generator().manual_seed(n)) for n in (3, 1, 2)]
+    whole = view_predictions(Brightness(half=True), images)
+    parts = view_predictions(memory_for_one_image(Brightness(half=True)), images)
+    for one, other in zip([whole.probs, *whole.labels.values()], [parts.probs, *parts.labels.values()], strict=True):
+        assert list(map(len, one)) == list(map(len, other)) == [3, 1, 2]
+        torch.testing.assert_close(torch.cat(other), torch.cat(one))
 
 
 def test_what_is_finer_than_the_grid_is_averaged() -> None:

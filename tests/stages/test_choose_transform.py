@@ -16,6 +16,7 @@ from das3.losses import entropy_of_probs, mutual_information
 from das3.norms import reestimate
 from das3.registry import find_stage
 from das3.segmenter import Preprocess, Segmenter
+from das3.stages import choose_transform
 from das3.stages.choose_transform import (
     IMAGES_FOR_FIRST_LOOK,
     PASSES_OF_A_STEP,
@@ -309,6 +310,23 @@ def test_illumination_comes_first_then_colour_then_size(tmp_path, monkeypatch):
     fake_statistics(monkeypatch, found)
     assert best_transform(context, upscale=True) == "even illumination grayscale x1.33"
     assert best_transform(context) == "even illumination grayscale"
+
+
+def test_the_illumination_of_the_images_is_estimated_once_for_all_stages(tmp_path, monkeypatch):
+    estimated, estimate = [], choose_transform.estimate_illumination
+
+    def watched(batches):
+        found = estimate(batches)
+        estimated.append(found)
+        return found
+
+    monkeypatch.setattr(choose_transform, "estimate_illumination", watched)
+    contexts = [context_of_skies(tmp_path / str(n), color_classifier(*RED), WHITE) for n in range(2)]
+    for context in (contexts[0], replace(contexts[0], folder=tmp_path / "next", seed=(0, 1)), contexts[1]):
+        best_transform(context)
+    assert len(estimated) == 2  # of other images anew
+    best_transform(replace(contexts[0], folder=tmp_path / "fewer", batch_size=5))  # which are other batches
+    assert len(estimated) == 3
 
 
 class Spots(Skies):

@@ -62,7 +62,7 @@ def passed(folder, monkeypatch, *, images_at_once=3, most=10**9, **given):
     segmenter.model.most = most
     SHOWN.clear()
     context = StageContext(fabric, segmenter, Noise(), folder, (0, 0), (16, 16), 2, **given)
-    monkeypatch.setattr(context, "_at_once", as_on_a_gpu(context))
+    monkeypatch.setattr(context, "at_once", as_on_a_gpu(context))
     store = context.label_all("labels", label, batched=True)
     shown, SHOWN[:] = [*SHOWN], []
     found = list(context.summarize("numbers", lambda probs: {"sure": label(probs)["sure"]}, batched=True))
@@ -73,7 +73,7 @@ def as_on_a_gpu(context):
     fields = ("segmenter", "images", "own_statistics", "crop", "batch_size")
     there = SimpleNamespace(device=torch.device("cuda"))
     on_gpu = SimpleNamespace(fabric=there, **{name: getattr(context, name) for name in fields})
-    return lambda groups: StageContext._at_once(on_gpu, groups)
+    return lambda groups: StageContext.at_once(on_gpu, groups)
 
 
 def same(a, b):

@@ -59,7 +59,7 @@ def sample_batches(context: StageContext, images: int = MAX_IMAGES_FOR_SIGNALS) 
     """Some target images, evenly spread, as B×3×H×W batches on the device, a size at a time; always the same ones."""
     sizes = context.images.sizes()
     chosen = range(0, len(sizes), max(1, -(-len(sizes) // images)))
-    return list(context.batches(context.groups_of(sorted(chosen, key=lambda i: sizes[i]))))
+    return list(context.batches(context.at_once(context.groups_of(sorted(chosen, key=lambda i: sizes[i])))))
 
 
 @torch.no_grad()

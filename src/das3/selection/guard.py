@@ -13,6 +13,7 @@ from torch import Tensor
 
 from das3.ema import copy_weights
 from das3.files import write_atomically
+from das3.halves import in_halves
 from das3.losses import most_likely
 from das3.norms import NormStatistics, running_statistics
 from das3.segmenter import Segmenter
@@ -182,12 +183,15 @@ class Guard:
 
     @torch.no_grad()
     def _class_shares(self) -> Tensor:
-        counts = torch.zeros(self.segmenter.num_classes, dtype=torch.float64)
-        for images in self.batches:
+        def counted(images: Tensor) -> Tensor:
             with self.context.fabric.autocast():
                 labels = most_likely(self.segmenter(images), 1).flatten()
-            counts += torch.bincount(labels, minlength=len(counts)).cpu()
-        return counts / counts.sum()
+            return torch.bincount(labels, minlength=self.segmenter.num_classes)
+
+        batches = self.batches
+        counts = [in_halves(lambda part, b=b: [counted(b[part])], len(b)) for b in batches]  # type: ignore[misc]
+        total = torch.stack([one for parts in counts for one in parts]).sum(dim=0).double().cpu()
+        return total / total.sum()
 
     @contextmanager
     def _weights(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from das3.halves import in_halves
 from das3.losses import entropy_of_probs, most_likely, mutual_information
 from das3.segmenter import evaluating
 
@@ -228,15 +229,24 @@ def view_predictions(
         views: names of those that are wanted.
     """
     found = ViewPredictions([], {"plain": [], **{name: [] for name in views}})
+
+    def predicted(images: Tensor) -> list[Tensor]:
+        """Probabilities of images, and the labels of each view."""
+        size, results = _grid(images.shape[-2:]), []
+        for name in found.labels:
+            probs = _probabilities(segmenter(_seen(name, images, rgb)).float(), size)
+            if name == "plain":
+                results.append(probs.cpu())
+            results.append(most_likely(probs.flip(-1) if name == "mirror" else probs, 1).cpu())
+        return results
+
     with evaluating(segmenter):
         for images in batches:
-            size = _grid(images.shape[-2:])
-            for name, labels in found.labels.items():
-                logits = segmenter(_seen(name, images, rgb)).float()
-                probs = _probabilities(logits, size)
-                if name == "plain":
-                    found.probs.append(probs.cpu())
-                labels.append(most_likely(probs.flip(-1) if name == "mirror" else probs, 1).cpu())
+            parts = in_halves(lambda part, images=images: [predicted(images[part])], len(images))  # type: ignore[misc]
+            probs, *labels = map(torch.cat, zip(*parts, strict=True))
+            found.probs.append(probs)
+            for maps, of_view in zip(found.labels.values(), labels, strict=True):
+                maps.append(of_view)
     return found
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from das3.data.images import Images
 from das3.input_transforms import COLOR_TRANSFORMS, IDENTITY, UPSCALE_FACTORS, InputTransform, estimate_illumination
 from das3.losses import entropy_of_probs, mutual_information
 from das3.norms import batch_norms
@@ -145,10 +147,7 @@ class _Search:
 
     def even_illumination(self) -> None:
         """Divide out the illumination that all images share, if that helps."""
-        context, rgb = self.context, self.best.rgb
-        batches = context.batches(context.subset_groups())
-        colors = batches if rgb is None else (batch[:, list(rgb)] for batch in batches)
-        even = replace(self.best, illumination=estimate_illumination(colors))
+        even = replace(self.best, illumination=_illumination(self.context))
         if not self.is_promising(even):
             return
         recolored = self.recolored(COLOR_TRANSFORMS).values()
@@ -259,6 +258,20 @@ class _Search:
             images = Windows(TransformedImages(images, replace(transform, upscale=1.0)), crop)
             transform = InputTransform(upscale=transform.upscale)
         return replace(self.context, images=images, transform=transform, own_statistics=one_pass)
+
+
+def _illumination(context: StageContext) -> Tensor:
+    """The illumination that the images share; every stage of a run would find the same."""
+    found = _ILLUMINATIONS.setdefault(context.images, {})
+    key = context.rgb, context.batch_size
+    if key not in found:
+        batches = context.batches(context.subset_groups())
+        colors = batches if context.rgb is None else (batch[:, list(context.rgb)] for batch in batches)
+        found[key] = estimate_illumination(colors)
+    return found[key]
+
+
+_ILLUMINATIONS: WeakKeyDictionary[Images, dict[tuple[tuple[int, ...] | None, int], Tensor]] = WeakKeyDictionary()
 
 
 def _passes(context: StageContext, steps: int) -> float:

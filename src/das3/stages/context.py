@@ -20,6 +20,7 @@ from das3.data.label_store import LabelStore
 from das3.data.pixels import to_unit
 from das3.data.samples import Augmentation, Maps, Samples
 from das3.distributed import spare_cores, sum_over_processes, wait_for_all
+from das3.halves import in_halves
 from das3.input_transforms import IDENTITY, InputTransform
 from das3.norms import batch_statistics, reestimate, restored_running_statistics
 from das3.segmenter import Segmenter, evaluating
@@ -196,7 +197,7 @@ class StageContext:
         store = LabelStore(self.folder / name, self.images.names, writer=self.fabric.global_rank)
         # Whole groups are made anew, not single images: a batch of another size would round differently.
         chosen = self.groups() if groups is None else groups
-        missing = [g for g in self.own_share(self._at_once(chosen)) if not all(store.has(i) for i in g)]
+        missing = [g for g in self.own_share(self.at_once(chosen)) if not all(store.has(i) for i in g)]
         if self._is_needed(missing):
             made = self._labels(missing, label if batched else of_each(label), name, of=chosen)
             with made as labels, writing(store, max(2, spare_cores(self.fabric))) as write:
@@ -230,7 +231,7 @@ class StageContext:
             The arrays of each image, in the order of the groups; read file by file.
         """
         chosen = self.groups() if groups is None else groups
-        parts = [self._at_once(part) for part in self._parts(chosen, per_file)]
+        parts = [self.at_once(part) for part in self._parts(chosen, per_file)]
         store = ArrayFiles(self.folder / name, [f"{p[0][0]}-{p[-1][-1]}-{sum(map(len, p))}" for p in parts])
         missing = [k for k in self.own_share(range(len(parts))) if not store.has(k)]
         if self._is_needed(missing):
@@ -258,7 +259,7 @@ class StageContext:
                 parts.append([list(group)])
         return parts
 
-    def _at_once(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    def at_once(self, groups: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Groups that follow each other as one, as many as a GPU may predict at once."""
         if self.fabric.device.type == "cpu" or self.own_statistics:
             return groups
@@ -302,20 +303,17 @@ class StageContext:
         self, batch: Tensor, masks: Sequence[Tensor | None], label: Label
     ) -> list[tuple[dict[str, Tensor], int]]:
         """Labels of parts of a batch, and of how many images each is; of halves, if the memory does not hold it."""
-        try:
+
+        def labelled(images: slice) -> list[tuple[dict[str, Tensor], int]]:
             found = []
-            for part, valid in self._parts_to_label(self.logits(batch), masks):
+            for part, valid in self._parts_to_label(self.logits(batch[images]), masks[images]):
                 probs = part.softmax(dim=1)
                 found.append((label(probs) if valid is None else labels_of_data(label, probs, valid), len(probs)))
             return found
-        except torch.OutOfMemoryError:
-            if len(batch) == 1 or self.own_statistics:
-                raise
-        # Beyond the except, which holds the tensors that did not fit.
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        first, second = slice(half), slice(half, None)
-        return self._labelled(batch[first], masks[first], label) + self._labelled(batch[second], masks[second], label)
+
+        if self.own_statistics:  # of the whole batch
+            return labelled(slice(None))
+        return in_halves(labelled, len(batch))
 
     def _parts_to_label(self, logits: Tensor, masks: Sequence[Tensor | None]) -> Iterable[tuple[Tensor, Tensor | None]]:
         """A batch in parts that take little memory.
