@@ -47,6 +47,7 @@ def test_predict_labels_what_the_model_predicts_and_changes_nothing(world):
     np.testing.assert_array_equal(predictions[1], expected)
     np.testing.assert_array_equal(predictions[-3], expected)
     assert [labels.shape for labels in predictions] == [(48, 64)] * 4
+    assert all(np.array_equal(labels, predictions[i]) for i, labels in enumerate(predictions))
     assert model.training
     assert repr(predictions) == "Predictions(4 images, 3 classes)"
 

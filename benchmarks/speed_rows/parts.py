@@ -73,7 +73,7 @@ def works_of(bench: Bench, context: StageContext, label: Any) -> Sequence[Callab
 
     def written() -> None:
         store = LabelStore(context.folder / f"parts-written-{next(numbers)}", context.images.names)
-        with writing(store, max(2, spare_cores(bench.fabric))) as write:
+        with writing(store, max(2, spare_cores(bench.fabric.device))) as write:
             for i in range(number):
                 write(i, arrays[i % len(arrays)])
 

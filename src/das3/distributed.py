@@ -21,7 +21,7 @@ from torch import Tensor
 from das3.errors import Das3Error
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    pass
 
 __all__ = [
     "average_gradients",
@@ -55,12 +55,12 @@ def process_rank() -> int:
     return dist.get_rank() if process_count() > 1 else 0
 
 
-def spare_cores(fabric: Fabric) -> int:
+def spare_cores(device: torch.device) -> int:
     """Cores that this process has for reading images, at most 8: none on a CPU, which computes on all of them."""
-    if fabric.device.type == "cpu":
+    if device.type == "cpu":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(8, cores // int(fabric.world_size) - 1))
+    return max(0, min(8, cores // process_count() - 1))
 
 
 def is_first_process() -> bool:

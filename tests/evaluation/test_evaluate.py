@@ -1,5 +1,6 @@
 """Evaluation against the plain count over predictions, at the labels' own size."""
 
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from das3.data.labels import Labelled
-from das3.data.open import open_labelled
+from das3.data.open import open_images, open_labelled
 from das3.errors import ModelError
 from das3.evaluation.evaluate import evaluate
 from das3.evaluation.metrics import BoundaryIoU
@@ -108,6 +109,42 @@ def test_progress_wraps_the_images(world: Labelled) -> None:
 
     evaluate(reader(), world, progress=progress)
     assert seen == ["evaluating", 3, 0, 1, 2]
+
+
+def test_the_next_image_and_its_label_are_read_while_one_is_predicted(world: Labelled) -> None:
+    read, model, at = [threading.Event() for _ in range(len(world))], reader(), iter(range(1, len(world) + 1))
+    label = world.label
+
+    def watched(i: int) -> np.ndarray:
+        found = label(i)
+        read[i].set()
+        return found
+
+    def wait(*_: object) -> None:
+        after = next(at)
+        assert after == len(world) or read[after].wait(10)
+
+    expected = evaluate(model, world)
+    world.label = watched  # type: ignore[method-assign]
+    model.model.register_forward_pre_hook(wait)
+    np.testing.assert_array_equal(evaluate(model, world).confusion.counts, expected.confusion.counts)
+
+
+def test_a_user_s_own_images_are_read_by_the_thread_that_asks(world: Labelled) -> None:
+    images = [world.image(i) for i in range(len(world))]
+    read: list[int] = []
+
+    class Own:
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, i: int) -> np.ndarray:
+            read.append(threading.get_ident())
+            return images[i]
+
+    own = world.read_as(open_images(Own()))
+    np.testing.assert_array_equal(evaluate(reader(), own).confusion.counts, evaluate(reader(), world).confusion.counts)
+    assert {*read} == {threading.get_ident()}
 
 
 def test_a_model_of_other_classes_is_refused(world: Labelled) -> None:

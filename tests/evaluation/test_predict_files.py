@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import das3
 import worlds
 from das3.cli import main
+from das3.data.open import open_images
 from das3.data.video import VideoFrames, VideoWriter, find_videos, is_stream
 from das3.data.visualize import legend, palette
 from das3.errors import DataError
@@ -164,9 +166,36 @@ def test_the_command_labels_an_image_that_is_too_large_to_be_decoded_whole(model
     image = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "large.tif", image, tile=(64, 64), compression="zlib")
     monkeypatch.setattr("das3.data.decoding.LARGEST_DECODED", 1000)
+    monkeypatch.setattr("das3.evaluation.reading.LARGE", 1000)
     assert predict(model, tmp_path / "large.tif", tmp_path / "out", "--tile", "96", *overlays) == 0
     expected = predict_labels(load_segmenter(model), image, tile=96)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/labels/large.png")), expected)
+
+
+@pytest.mark.parametrize("large", [1, 10**9])
+@pytest.mark.parametrize("ids", [[], ["--ids", "mask"]])
+def test_the_command_and_iteration_leave_out_places_without_data(large, ids, tmp_path, monkeypatch):
+    """In files that are read in strips, and in those that are read ahead."""
+    import tifffile
+
+    monkeypatch.setattr("das3.evaluation.reading.LARGE", large)
+    values = np.random.default_rng(0).integers(1, 4001, (50, 40, 4), dtype=np.uint16)
+    values[30:, :20] = 0
+    for i in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        tifffile.imwrite(
+            *(tmp_path / f"in/{i}.tif", values), photometric="minisblack", planarconfig="contig", tile=(32, 32)
+        )
+    torch.manual_seed(0)
+    bands = load_segmenter("das3:small", num_classes=2, model_args={"width": 4, "in_channels": 4})
+    bands.pixels = open_images(tmp_path / "in").fitted(4, nodata=0).pixels
+    model = save_segmenter(bands, tmp_path / "model")
+    assert predict(model, tmp_path / "in", tmp_path / "out", *ids) == 0
+    found = [np.array(Image.open(tmp_path / f"out/labels/{i}.png")) for i in range(3)]
+    assert all((one[30:, :20] == (0 if ids else 255)).all() for one in found)
+    labels = [*das3.predict(model, tmp_path / "in", device="cpu")]
+    for one, other in zip(labels, found, strict=True):
+        np.testing.assert_array_equal(np.where(one == 255, 0, one * 255) if ids else one, other)
 
 
 def test_seams_of_tiles_are_few(tmp_path):

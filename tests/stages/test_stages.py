@@ -335,7 +335,7 @@ def test_images_are_read_in_threads_in_their_order(tmp_path, monkeypatch):
         def sizes(self):
             return [(8, 8)] * 10
 
-    monkeypatch.setattr("das3.stages.read_ahead.spare_cores", lambda fabric: 3)
+    monkeypatch.setattr("das3.stages.read_ahead.spare_cores", lambda device: 3)
     threads, bad = set(), None
     images = Slow([str(i) for i in range(10)])
     context = dataclasses.replace(context_of(tmp_path, network()), images=images, batch_size=2)

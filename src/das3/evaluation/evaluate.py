@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from das3.data.images import Size
 from das3.data.labels import Labelled
+from das3.data.pixels import Pixel
 from das3.distributed import process_count, process_rank
 from das3.errors import DataError, ModelError, RecipeError
 from das3.evaluation.frames import data_frame
 from das3.evaluation.metrics import BoundaryIoU, ConfusionMatrix
 from das3.evaluation.predict import label_tensor
+from das3.evaluation.reading import reading
 from das3.losses import IGNORE_INDEX
 from das3.segmenter import Segmenter
 
@@ -100,17 +103,22 @@ def evaluate(
     indices = range(len(labelled))
     if shared:
         indices = range(process_rank(), len(labelled), process_count())
-    for i in progress(indices, "evaluating", len(indices)) if progress else indices:
+
+    def read(i: int) -> tuple[Pixel, Tensor]:
         image, valid = labelled.images.masked(i)
         label = torch.from_numpy(labelled.label(i))
-        if valid is not None:
-            label = label.masked_fill(~torch.from_numpy(valid), IGNORE_INDEX)
-        prediction = label_tensor(segmenter, image, size=size, flip=flip, scales=scales, tile=tile)
-        confusion.update(prediction, label)
-        if edges is not None:
-            edges.update(prediction, label)
+        return image, label if valid is None else label.masked_fill(~torch.from_numpy(valid), IGNORE_INDEX)
+
+    device = next(segmenter.parameters()).device
+    shown = progress(indices, "evaluating", len(indices)) if progress else indices
+    with reading(labelled.images, indices, device, read) as pairs:
+        for _, (image, label) in zip(shown, pairs, strict=True):
+            prediction = label_tensor(segmenter, image, size=size, flip=flip, scales=scales, tile=tile)
+            confusion.update(prediction, label)
+            if edges is not None:
+                edges.update(prediction, label)
     if shared:
-        confusion.sum_over_processes(next(segmenter.parameters()).device)
+        confusion.sum_over_processes(device)
     if not confusion.counts.any():
         where = f", such as {labelled.paths[0]}," if labelled.paths else ""
         raise DataError(

@@ -200,7 +200,7 @@ class StageContext:
         missing = [g for g in self.own_share(self.at_once(chosen)) if not all(store.has(i) for i in g)]
         if self._is_needed(missing):
             made = self._labels(missing, label if batched else of_each(label), name, of=chosen)
-            with made as labels, writing(store, max(2, spare_cores(self.fabric))) as write:
+            with made as labels, writing(store, max(2, spare_cores(self.fabric.device))) as write:
                 for group, found in labels:
                     for i, arrays in zip(group, found, strict=True):
                         write(i, arrays)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from das3.data.label_store import LabelStore
 from das3.losses import IGNORE_INDEX
+from das3.threads import behind
 
 __all__ = ["Label", "ToHost", "joined", "labels_of_data", "of_each", "writing"]
 
@@ -61,17 +61,8 @@ def writing(store: LabelStore, writers: int) -> Iterator[Callable[[int, dict[str
         store: what they are written to.
         writers: how many threads compress them.
     """
-    waiting: deque[Future[None]] = deque()
-    with store.writing() as packs, ThreadPoolExecutor(writers) as pool:
-
-        def write(i: int, arrays: dict[str, NDArray[np.generic]]) -> None:
-            while len(waiting) >= WAITING:
-                waiting.popleft().result()
-            waiting.append(pool.submit(packs.add, i, arrays))
-
-        yield write
-        while waiting:
-            waiting.popleft().result()
+    with store.writing() as packs, behind(writers, WAITING) as begin:
+        yield partial(begin, packs.add)
 
 
 def joined(groups: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], most_pixels: int) -> list[list[int]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from das3.data.images import Images
 from das3.data.pixels import Masked
 from das3.distributed import spare_cores
+from das3.threads import BYTES_AHEAD
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -23,9 +24,6 @@ __all__ = ["read_ahead"]
 
 Read = tuple[Tensor, Sequence[NDArray[np.bool_] | None]]
 """B×H×W×K uint8 or float32 of a batch, and H×W of each image where it has data; None where it has everywhere."""
-
-BYTES_AHEAD = 2**28
-"""Of decoded images that wait for the model, unless two batches are more."""
 
 
 def read_ahead(images: Images, groups: Sequence[Sequence[int]], fabric: Fabric) -> Iterator[Read]:
@@ -40,7 +38,7 @@ def read_ahead(images: Images, groups: Sequence[Sequence[int]], fabric: Fabric) 
     if not images.is_thread_safe:
         yield from (_stacked(map(images.masked, group), pinned) for group in groups)
         return
-    threads = max(1, spare_cores(fabric))
+    threads = max(1, spare_cores(fabric.device))
     most, coming = _images_ahead(images, threads), iter(groups)
     waiting: deque[tuple[int, Future[Read]]] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -61,7 +59,7 @@ def read_ahead(images: Images, groups: Sequence[Sequence[int]], fabric: Fabric) 
 
 
 def _images_ahead(images: Images, threads: int) -> int:
-    """How many images may wait decoded: enough for the threads, and few if they are large."""
+    """How many images may wait decoded, unless two batches are more: enough for the threads, and few large ones."""
     largest = max((height * width for height, width in images.sizes()), default=1) * images.pixel_bytes
     return int(min(2 * threads, BYTES_AHEAD // max(1, largest)))
 

@@ -125,7 +125,7 @@ class Batches:
 
     def _from(self, first: int) -> Generator[Sample, None, None]:
         options, fabric = self.options, self.fabric
-        workers = spare_cores(fabric) if options.workers == "auto" else options.workers
+        workers = spare_cores(fabric.device) if options.workers == "auto" else options.workers
         loader = DataLoader(
             self.samples,
             batch_sampler=_Range(first, options.batch_size, fabric.global_rank, fabric.world_size),
