@@ -41,6 +41,9 @@ p10 and p90 of the ratios of the single blocks, and milliseconds of both sides.
     timed/prepare/NETWORK       seconds of the choice of statistics and all that stages do before their steps, beside
                                 those of the whole run
     timed/guard/NETWORK         the same of all else but steps: opening, the guard, writing
+    evaluate/NETWORK/FORM       images and their labels read, predicted and compared one by one, beside inference; on a
+                                CPU a network that takes 0.1 s but no processor, by the clock
+    predict/NETWORK/FORM        images read, predicted and their labels written, likewise
     checkpoint/NETWORK          writing one, beside the steps between two
 """
 
@@ -56,6 +59,7 @@ from typing import Any
 import torch
 from speed_rows.bench import Bench, write_images
 from speed_rows.heap import heap_rows
+from speed_rows.inference import inference_rows
 from speed_rows.parts import part_rows
 from speed_rows.passes import checkpoint_rows, label_rows, pass_rows, prepare_rows, run_rows, timed_run_rows, view_rows
 from speed_rows.samples import decoding_rows, loss_rows, sample_rows, storage_rows, waiting_rows
@@ -66,6 +70,7 @@ FOLDER = Path(__file__).with_name("results")
 ROWS = (
     *(label_rows, step_rows, memory_rows, variant_rows, heap_rows, sample_rows, decoding_rows, storage_rows, loss_rows),
     *(waiting_rows, part_rows, view_rows, prepare_rows, pass_rows, run_rows, timed_run_rows, checkpoint_rows),
+    inference_rows,
 )
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from jsonargparse import Namespace
-from numpy.typing import NDArray
 
 from das3.cli.help import Parser
 from das3.cli.options import InferenceArguments, add_flags
@@ -19,26 +16,14 @@ from das3.data.image_files import ImageFiles
 from das3.data.open import open_images
 from das3.data.published.classes import CITYSCAPES
 from das3.data.video import VideoFrames, find_videos, is_stream
-from das3.data.visualize import palette
-from das3.distributed import spare_cores
 from das3.errors import DataError, RecipeError, printable
+from das3.evaluation.label_files import label_file, label_files
 from das3.evaluation.label_video import label_video
-from das3.evaluation.predict import Source, predict_labels
-from das3.evaluation.prediction_files import (
-    file_values,
-    predict_to_file,
-    without_data,
-    write_geotiff,
-    write_overlay,
-    write_prediction,
-)
-from das3.evaluation.reading import reading, source_of
-from das3.losses import IGNORE_INDEX
+from das3.evaluation.prediction_files import file_values, without_data, write_geotiff
 from das3.models.image_reading import fit_images, how_read
 from das3.models.preprocess_check import warn_of_preprocess
 from das3.recipe import add_options, from_namespace
 from das3.segmenter import Segmenter
-from das3.threads import behind
 from das3.training.launch import open_model
 from das3.training.loop import make_fabric
 from das3.training.progress import Display
@@ -111,36 +96,27 @@ def run(given: Namespace) -> None:
     values = _values(options, segmenter)
     fabric = make_fabric(options.device, options.precision)
     segmenter.to(fabric.device)
-    colors, out = palette(segmenter.class_names), Path(options.out)
-    shown = None if options.grey else colors
-    files = [out / "labels" / f"{name}.png" for name in images.names]
+    out = Path(options.out)
+    files = [label_file(out, name) for name in images.names]
     todo = [i for i, file in enumerate(files) if not file.exists()]
     with Display(quiet=given.quiet) as display, fabric.autocast():
         for line in [*how_read(images), warn_of_preprocess(segmenter, images)]:
             display.say(line) if line else None
-
-        def write(name: str, source: Source, labels: NDArray[np.uint8]) -> None:
-            if options.overlays:
-                overlay = out / "overlays" / f"{name}.png"
-                write_overlay(overlay, source, labels, colors, segmenter.class_names, segmenter)
-            write_prediction(out, name, labels, values=values, shown=shown)
-
-        threads = max(1, spare_cores(fabric.device))
-        with (
-            behind(threads, 2 * threads) as begin,
-            reading(images, todo, fabric.device, partial(source_of, images)) as sources,
-        ):
-            for i, (source, valid) in zip(display.track(todo, "predicting", len(todo)), sources, strict=True):
-                if isinstance(source, Path) and not options.overlays:  # too large for memory, perhaps
-                    predict_to_file(segmenter, source, files[i], values=values, colors=shown, **options.how())
-                    continue
-                labels = predict_labels(segmenter, source, **options.how())
-                if valid is not None:
-                    labels[~valid] = IGNORE_INDEX
-                begin(write, images.names[i], source, labels)
+        label_files(
+            segmenter,
+            images,
+            todo,
+            out,
+            values=values,
+            overlays=options.overlays,
+            grey=options.grey,
+            track=display.track,
+            **options.how(),
+        )
     if isinstance(images, ImageFiles):
+        labelled = {*todo}
         for i, (file, image) in enumerate(zip(files, images.paths, strict=True)):
-            if i in todo or not file.with_suffix(".tif").exists():
+            if i in labelled or not file.with_suffix(".tif").exists():
                 write_geotiff(file, image, nodata=without_data(values))
     print(f"{len(todo)} images labelled into {out / 'labels'}")
     for line in describe_skipped(skipped):
