@@ -25,9 +25,9 @@ from PIL import Image
 
 from das3 import __version__
 from das3.benchmark.suites import streets
+from das3.dataclass_options import options_from
 from das3.evaluation.predict import predict_labels
 from das3.models import load_segmenter
-from das3.recipe import options_from
 from das3.training.supervised import SourceRecipe, train_supervised
 
 FILE = Path(__file__).with_name("results") / "large_image.json"

@@ -33,7 +33,8 @@ def _error_page(kind: type[Exception]) -> str:
 
 def options_page() -> str:
     """Every option of an adaptation and of each stage, as a table per group."""
-    from das3.recipe import Recipe, option_rows
+    from das3.dataclass_options import option_rows
+    from das3.recipe import Recipe
     from das3.registry import DAS3_STAGES, stage_types
 
     parts = [

@@ -27,7 +27,7 @@ LAYERS = """
     segmenter fingerprints
     data pseudo_labels
     ema input_transforms losses norms
-    distributed files halves heap many_files softmax_sums text_files threads
+    dataclass_options distributed files halves heap many_files softmax_sums text_files threads
     errors
 """
 RANK = {room: rank for rank, layer in enumerate(LAYERS.split("\n")) for room in layer.split()}

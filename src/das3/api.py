@@ -15,13 +15,14 @@ from das3.data.bad_images import SkippedImage, sound_images
 from das3.data.class_table import ClassTable
 from das3.data.labels import Labelled
 from das3.data.open import open_images, open_labelled
+from das3.dataclass_options import describe_options, options_from
 from das3.errors import RecipeError
 from das3.evaluation.evaluate import Evaluation
 from das3.evaluation.evaluate import evaluate as measure
 from das3.evaluation.predictions import Predictions
 from das3.models.image_reading import fit_images
 from das3.models.trust import refuse_code
-from das3.recipe import ImageOptions, ModelOptions, Recipe, describe_options, load_recipe, options_from, recipe_from
+from das3.recipe import ImageOptions, ModelOptions, Recipe, load_recipe, recipe_from
 from das3.registry import find_stage
 from das3.segmenter import Segmenter
 from das3.training.launch import Result, check_classes, launch_run, open_evaluation, open_model

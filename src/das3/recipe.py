@@ -6,20 +6,17 @@ The command line, the YAML file, the Python call and the docs are all made from 
 from __future__ import annotations
 
 import os
-import re
-import textwrap
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal
 
-import docstring_parser
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from das3.dataclass_options import add_options, frozen, plain_message
 from das3.errors import DataError, RecipeError
 from das3.recipes.old_names import FORMAT, refuse_old_names, up_to_date
 from das3.registry import find_stage, stage_types
@@ -33,18 +30,11 @@ __all__ = [
     "ModelOptions",
     "Recipe",
     "RunOptions",
-    "add_options",
-    "describe_options",
-    "from_namespace",
     "load_recipe",
-    "option_rows",
-    "options_from",
     "recipe_from",
     "recipe_names",
     "recipe_path",
 ]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -219,69 +209,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def add_options(parser: ArgumentParser, kind: type, prefix: str = "", skip: Collection[str] = ()) -> None:
-    """Give a parser one option per field of a dataclass, its help taken from the docstrings of the class's bases.
-
-    A field `eval_images` becomes `--eval-images`; with the prefix "align", `lr` becomes `--align.lr`.
-    """
-    hints, helps = get_type_hints(kind), _field_docs(kind)
-    dot = f"{prefix}." if prefix else ""
-    for f in fields(kind):
-        if f.name not in skip:
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            option = f"--{dot}{f.name.replace('_', '-')}"
-            text = helps[f.name].replace("%", "%%")  # argparse fills in what follows a single one
-            parser.add_argument(option, type=hints[f.name], default=default, help=text)
-
-
-def _field_docs(kind: type) -> dict[str, str]:
-    docs: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        for entry in docstring_parser.parse(base.__doc__ or "").params:
-            docs[entry.arg_name] = " ".join((entry.description or "").split())
-    return docs
-
-
-def options_from(kind: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of a dataclass of options from plain values, checked as those of the command line are.
-
-    Raises:
-        RecipeError: if a name is unknown, or a value does not fit.
-    """
-    _refuse_unknown(values, [f.name for f in fields(kind)])  # type: ignore[arg-type]
-    parser = ArgumentParser(exit_on_error=False)
-    add_options(parser, kind)
-    try:
-        return from_namespace(kind, parser.parse_object(dict(values)))
-    except ArgumentError as error:
-        raise RecipeError(plain_message(error)) from error
-
-
-def _refuse_unknown(values: Iterable[str], known: Collection[str]) -> None:
-    for name in values:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
-            raise RecipeError(f"no option {name!r}; {hint}")
-
-
-def option_rows(kind: type, skip: Collection[str] = ("options",)) -> list[tuple[str, str, str]]:
-    """Name, default and explanation of each field of a dataclass of options."""
-    docs, rows = _field_docs(kind), []
-    for f in fields(kind):
-        if f.name not in skip:
-            default = f.default_factory() if f.default_factory is not MISSING else f.default
-            rows.append((f.name, repr(default), docs[f.name]))
-    return rows
-
-
-def describe_options(kind: type, indent: str = "", skip: Collection[str] = ("options",)) -> str:
-    """`option_rows` as text, wrapped."""
-    lines = (f"{name} ({default}): {text}" for name, default, text in option_rows(kind, skip))
-    wrapped = (textwrap.fill(x, 116, initial_indent=indent, subsequent_indent=f"{indent}    ") for x in lines)
-    return "\n".join(wrapped)
-
-
 def add_recipe_options(parser: ArgumentParser, stages: Collection[str] | None = None) -> None:
     """The recipe's options, then those of all stages, or of some, under the stage's name."""
     add_options(parser, Recipe, skip={"options"})
@@ -290,19 +217,14 @@ def add_recipe_options(parser: ArgumentParser, stages: Collection[str] | None = 
             add_options(parser, stage.Options, name)
 
 
-def from_namespace(kind: type[T], parsed: Namespace) -> T:
-    """An instance of a dataclass from the parsed options that `add_options` declared for it."""
-    return kind(**{f.name: _frozen(parsed[f.name]) for f in fields(kind) if f.name in parsed})  # type: ignore[arg-type]
-
-
 def recipe_of(parsed: Namespace) -> Recipe:
     """The recipe that parsed arguments describe."""
-    values = {f.name: _frozen(parsed[f.name]) for f in fields(Recipe) if f.name != "options"}
+    values = {f.name: frozen(parsed[f.name]) for f in fields(Recipe) if f.name != "options"}
     options = {}
     for name, stage in stage_types().items():
         if _key(name) not in parsed:
             continue
-        given = {key: _frozen(value) for key, value in parsed[_key(name)].as_dict().items()}
+        given = {key: frozen(value) for key, value in parsed[_key(name)].as_dict().items()}
         try:
             chosen = stage.Options(**given)
         except RecipeError as error:
@@ -310,10 +232,6 @@ def recipe_of(parsed: Namespace) -> Recipe:
         if chosen != stage.Options():
             options[name] = chosen
     return Recipe(**values, options=options)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -351,17 +269,6 @@ def _recipe_parser(stages: frozenset[str]) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     add_recipe_options(parser, stages)
     return parser
-
-
-def plain_message(error: ArgumentError) -> str:
-    """The parser's error in one line that the user can act on."""
-    text = " ".join(str(error).split())
-    if match := re.search(r'[Kk]ey "([\w.]+)": (.*)', text):
-        name, detail = match.groups()
-        if value := re.search(r"Given value: (.*)$|Got value: (.*)$", detail):
-            detail = f"{value.group(1) or value.group(2)!s} is not a valid value"
-        return f"{name.replace('_', '-')}: {detail}; see `das3 adapt --help`"
-    return text
 
 
 def recipe_path(source: str | Path) -> Path:

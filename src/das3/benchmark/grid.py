@@ -40,10 +40,11 @@ from das3.benchmark.suites import Suite
 from das3.data.cache import fingerprint, open_packed, pack
 from das3.data.images import Images
 from das3.data.labels import Labelled
+from das3.dataclass_options import add_options, from_namespace, plain_message
 from das3.errors import DataError, RecipeError, TrainingError
 from das3.evaluation.metrics import gap_closed
 from das3.files import write_atomically
-from das3.recipe import Recipe, RunOptions, add_options, from_namespace, plain_message
+from das3.recipe import Recipe, RunOptions
 from das3.recipes.old_names import refuse_old_names
 from das3.training.phases import phases_of
 from das3.training.supervised import SourceRecipe

@@ -12,8 +12,8 @@ from das3.cli.arguments import prepare
 from das3.cli.help import Parser
 from das3.cli.options import refuse_unnamed_code
 from das3.cli.overview import COMMANDS
+from das3.dataclass_options import plain_message
 from das3.errors import RecipeError
-from das3.recipe import plain_message
 
 __all__ = ["command_parser", "run_command"]
 

@@ -17,13 +17,14 @@ from das3.data.bad_images import SkippedImage, describe_skipped, sound_images, s
 from das3.data.open import open_images, open_labelled
 from das3.data.published import is_spec
 from das3.data.published.classes import SUBSETS, TRAIN_IDS
+from das3.dataclass_options import add_options, from_namespace
 from das3.errors import RecipeError
 from das3.evaluation.evaluate import Evaluation, evaluate
 from das3.evaluation.metrics import percent
 from das3.files import write_atomically
 from das3.models.image_reading import fit_images, how_read
 from das3.models.preprocess_check import warn_of_preprocess
-from das3.recipe import ModelOptions, add_options, from_namespace
+from das3.recipe import ModelOptions
 from das3.segmenter import Segmenter
 from das3.selection.unlabelled import measure_unlabelled
 from das3.training.launch import check_classes, open_model

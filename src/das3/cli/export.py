@@ -10,9 +10,10 @@ from jsonargparse import Namespace
 
 from das3.cli.help import Parser
 from das3.cli.options import add_flags
+from das3.dataclass_options import add_options, from_namespace
 from das3.errors import RecipeError
 from das3.export import Export, export_model
-from das3.recipe import ModelOptions, add_options, from_namespace
+from das3.recipe import ModelOptions
 from das3.training.launch import open_model
 
 __all__ = ["HELP", "add", "run"]

@@ -16,13 +16,13 @@ from das3.data.image_files import ImageFiles
 from das3.data.open import open_images
 from das3.data.published.classes import CITYSCAPES
 from das3.data.video import VideoFrames, find_videos, is_stream
+from das3.dataclass_options import add_options, from_namespace
 from das3.errors import DataError, RecipeError, printable
 from das3.evaluation.label_files import label_file, label_files
 from das3.evaluation.label_video import label_video
 from das3.evaluation.prediction_files import file_values, without_data, write_geotiff
 from das3.models.image_reading import fit_images, how_read
 from das3.models.preprocess_check import warn_of_preprocess
-from das3.recipe import add_options, from_namespace
 from das3.segmenter import Segmenter
 from das3.training.launch import open_model
 from das3.training.loop import make_fabric

@@ -9,8 +9,9 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from das3.dataclass_options import plain_message
 from das3.errors import RecipeError
-from das3.recipe import RunOptions, plain_message
+from das3.recipe import RunOptions
 from das3.training.run_folder import saved_recipe
 
 __all__ = ["default_to_run"]

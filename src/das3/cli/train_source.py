@@ -6,8 +6,8 @@ from jsonargparse import Namespace
 
 from das3.cli.help import Parser
 from das3.cli.options import add_flags, arrange_training, require
+from das3.dataclass_options import add_options, from_namespace
 from das3.distributed import is_first_process
-from das3.recipe import add_options, from_namespace
 from das3.training.supervised import SourceRecipe, train_source
 
 __all__ = ["HELP", "RECIPE", "add", "run"]

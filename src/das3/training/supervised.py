@@ -20,11 +20,12 @@ from das3.data.images import resize_label
 from das3.data.labels import Labelled
 from das3.data.open import open_labelled
 from das3.data.samples import Sample, Samples
+from das3.dataclass_options import options_from
 from das3.errors import RecipeError
 from das3.losses import positive_loss
 from das3.models.image_reading import fit_images
 from das3.norms import BatchNormMode
-from das3.recipe import RunOptions, options_from
+from das3.recipe import RunOptions
 from das3.segmenter import Segmenter
 from das3.stages import Stage, StageOptions
 from das3.stages.context import StageContext
