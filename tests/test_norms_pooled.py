@@ -209,3 +209,19 @@ def test_torchvision_deeplabv3_at_batch_size_1(tmp_path):
     options = {**STAGES, "stages": ["align"], "guard": "off", "report": False}
     result = adapt(network, target / "images", out=tmp_path / "run", batch_size=1, **options)
     assert all(value.isfinite().all() for value in result.model.state_dict().values())
+
+
+def test_layers_that_synchronise_themselves_are_re_estimated_and_left_as_they_were():
+    usual, own = pooled(), pooled()
+    own.model = nn.SyncBatchNorm.convert_sync_batchnorm(own.model)
+    forward = nn.SyncBatchNorm.forward
+    for network in (usual, own):
+        reestimate(network, list(images(5).split(4)))
+    assert any(isinstance(norm, nn.SyncBatchNorm) for norm in batch_norms(own))
+    for one, other in zip(batch_norms(own), batch_norms(usual), strict=True):
+        torch.testing.assert_close(one.running_mean, other.running_mean)
+        torch.testing.assert_close(one.running_var, other.running_var)
+    with pytest.raises(KeyError), training_norms(1), training_norms(1):
+        assert nn.SyncBatchNorm.forward is not forward
+        raise KeyError
+    assert nn.SyncBatchNorm.forward is forward

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from das3.data.open import open_images
+from das3.models.small import small
 from das3.segmenter import Segmenter
 from das3.stages.context import StageContext
 from das3.training.loop import make_fabric
@@ -51,6 +52,14 @@ def stage_context(segmenter: Segmenter, folder: Path, count: int = 3, size: tupl
     """A stage's context with images of noise."""
     images = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(count)]
     return StageContext(make_fabric("cpu", "32"), segmenter, open_images(images), folder, (0, 0), (8, 8), 2)
+
+
+def synchronised(num_classes: int = 3) -> nn.Module:
+    """A network with layers that synchronise themselves, on GPUs, beside usual ones."""
+    torch.manual_seed(0)
+    model = small(num_classes, width=8)
+    model.context = nn.SyncBatchNorm.convert_sync_batchnorm(model.context)
+    return model
 
 
 def memory_for_one_image(module: nn.Module) -> nn.Module:

@@ -2,11 +2,11 @@
 
 Two things that a layer's own forward can't do are done from outside, for as long as a context lasts, so that networks
 keep their layers and their format. Both see every call of `torch.nn.functional.batch_norm`, that of subclasses with a
-forward of their own (timm's `BatchNormAct2d`) included.
+forward of their own (timm's `BatchNormAct2d`) and `nn.SyncBatchNorm` included.
 
 Several processes. In training, the statistics of a batch are those of the whole batch, not of each process's part
-(`training_norms`). `nn.SyncBatchNorm` would do for GPUs alone, and would have to be put in and taken out. Statistics
-that are re-estimated are sums over the images, which the processes share out (`reestimate`).
+(`training_norms`); `nn.SyncBatchNorm` does that on GPUs alone. Statistics that are re-estimated are sums over the
+images, which the processes share out (`reestimate`).
 
 One value per channel. Behind a global pooling, as in DeepLabV3, PSPNet and UPerNet, a batch of one image has one value
 per channel: there is no variance, and PyTorch raises "Expected more than 1 value per channel when training". Normalised
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +112,21 @@ def restored_running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class _BatchNormCalls(TorchFunctionMode):
-    """Hands every call of `F.batch_norm` that would normalise by the batch's statistics to `normalize`."""
+    """Hands every call of `F.batch_norm` that would normalise by the batch's statistics to `normalize`.
+
+    `nn.SyncBatchNorm` calls it too, for as long as the context lasts: its own way among several processes can't be
+    seen, and there is none on a CPU.
+    """
+
+    def __enter__(self) -> Self:
+        self._forward = nn.SyncBatchNorm.forward
+        nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        nn.SyncBatchNorm.forward = self._forward  # type: ignore[method-assign]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -94,6 +94,10 @@ def processes(devices: int) -> Iterator[None]:
         _end_with_parent()
         yield
         if is_started_by_das3():
+            # Left open, gloo's group now and then aborted a process that had come to its end (SIGABRT); NCCL's might
+            # wait for process 0, which waits for this process.
+            if dist.is_initialized() and dist.get_backend() == "gloo":
+                dist.destroy_process_group()
             raise SystemExit(0)
         return
     if devices == 1:
@@ -172,10 +176,9 @@ class _Others:
         told = [line.removeprefix("das3: error: ") for line in lines if line.startswith("das3: error: ")]
         if told:
             return without_page(told[-1])
-        if status < 0:
-            return f"process {rank} of {self.count} was ended by {signal.Signals(-status).name}; go on with --resume"
-        last = lines[-1].strip() if lines else "it said nothing"
-        return f"process {rank} of {self.count} ended with status {status} ({last[:300]}); go on with --resume"
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        last = f" ({lines[-1].strip()[:300]})" if lines else ""
+        return f"process {rank} of {self.count} {how}{last}; go on with --resume"
 
     def explain(self, error: Exception) -> None:
         """Raise what another process failed of, where a lost connection to it is why this one can't go on.
