@@ -1,5 +1,6 @@
 """Runs on several processes: the weights of one process, one writer, and one end for all."""
 
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import chaos
 import pytest
@@ -18,6 +20,7 @@ import worlds
 from das3.api import adapt
 from das3.distributed import process_rank
 from das3.models import load_segmenter
+from das3.training import processes
 from das3.training.sharding import sharded_weights
 from das3.training.supervised import SourceRecipe, train_source
 
@@ -135,6 +138,34 @@ def test_layers_that_synchronise_themselves_are_like_others(world, tmp_path):
         a, b = (torch.load(folder / "checkpoints" / name)["segmenter"] for folder in (one, tmp_path / "two"))
         for key, value in a.items():
             torch.testing.assert_close(b[key], value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(("backend", "destroyed"), [("gloo", [True]), ("nccl", [])])
+def test_a_started_process_leaves_the_group_that_would_abort_it(backend, destroyed, monkeypatch):
+    left = []
+    monkeypatch.setenv(processes.STARTED, "1")
+    monkeypatch.setattr(processes, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: left.append(True))
+    with pytest.raises(SystemExit), processes.processes(2):
+        assert not left
+    assert left == destroyed
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "told"),
+    [
+        (-signal.SIGABRT, b"terminate called\n", "was ended by SIGABRT (terminate called); go on"),
+        (-signal.SIGKILL, b"", "was ended by SIGKILL; go on"),
+        (3, b"a\nlast\n", "ended with status 3 (last); go on"),
+        (2, b"das3: error: no such file\nmore\n", "no such file"),
+    ],
+)
+def test_the_reason_is_what_a_process_said_last(status, said, told):
+    others = object.__new__(processes._Others)
+    others.count, others.logs, others.running = 2, [io.BytesIO(said)], [SimpleNamespace(returncode=status)]
+    assert told in others._reason(1)
 
 
 def children(process):

@@ -82,4 +82,7 @@ def label_files(
             labels = predict_labels(segmenter, source, **how)
             if valid is not None:
                 labels[~valid] = IGNORE_INDEX
-            begin(write, name, source, labels)
+            if isinstance(source, Path):
+                write(name, source, labels)  # one at a time in memory
+            else:
+                begin(write, name, source, labels)

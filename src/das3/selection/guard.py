@@ -188,9 +188,10 @@ class Guard:
                 labels = most_likely(self.segmenter(images), 1).flatten()
             return torch.bincount(labels, minlength=self.segmenter.num_classes)
 
-        batches = self.batches
-        counts = [in_halves(lambda part, b=b: [counted(b[part])], len(b)) for b in batches]  # type: ignore[misc]
-        total = torch.stack([one for parts in counts for one in parts]).sum(dim=0).double().cpu()
+        counts: list[Tensor] = []
+        for images in self.batches:
+            counts += in_halves(lambda part, images=images: [counted(images[part])], len(images))  # type: ignore[misc]
+        total = torch.stack(counts).sum(dim=0).double().cpu()
         return total / total.sum()
 
     @contextmanager

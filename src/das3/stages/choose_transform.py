@@ -260,8 +260,12 @@ class _Search:
         return replace(self.context, images=images, transform=transform, own_statistics=one_pass)
 
 
+_ILLUMINATIONS: WeakKeyDictionary[Images, dict[tuple[tuple[int, ...] | None, int], Tensor]] = WeakKeyDictionary()
+"""Of images, by the bands that are RGB and the batch size: every stage of a run would find the same."""
+
+
 def _illumination(context: StageContext) -> Tensor:
-    """The illumination that the images share; every stage of a run would find the same."""
+    """The illumination that the images share."""
     found = _ILLUMINATIONS.setdefault(context.images, {})
     key = context.rgb, context.batch_size
     if key not in found:
@@ -269,9 +273,6 @@ def _illumination(context: StageContext) -> Tensor:
         colors = batches if context.rgb is None else (batch[:, list(context.rgb)] for batch in batches)
         found[key] = estimate_illumination(colors)
     return found[key]
-
-
-_ILLUMINATIONS: WeakKeyDictionary[Images, dict[tuple[tuple[int, ...] | None, int], Tensor]] = WeakKeyDictionary()
 
 
 def _passes(context: StageContext, steps: int) -> float:
